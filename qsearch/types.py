@@ -226,7 +226,9 @@ class EvaluationKey:
     @property
     def digest(self) -> str:
         """sha256 of the canonical JSON of all fields."""
-        return digest({**{k: getattr(self, k) for k in self.__slots__ if k != "config"}, "config": self.config.to_json()})
+        return digest(
+            {**{k: getattr(self, k) for k in self.__slots__ if k != "config"}, "config": self.config.to_json()}
+        )
 
 
 class TrialState(StrEnum):

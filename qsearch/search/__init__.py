@@ -1,1 +1,7 @@
-"""TODO room."""
+"""Searchers: which candidate to evaluate next."""
+
+from qsearch.search.base import Observation, Scheduling, Searcher
+from qsearch.search.factory import make_searcher
+from qsearch.search.options import Options, read_options
+
+__all__ = ["Observation", "Options", "Scheduling", "Searcher", "make_searcher", "read_options"]

@@ -1,1 +1,1 @@
-"""TODO room."""
+"""Conformance suites that a plug-in author subclasses, one module per kind of plug-in."""

@@ -1,0 +1,121 @@
+"""The contract of an evaluator: it runs in a worker and turns a bit configuration into a score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from qsearch import plugins
+from qsearch.errors import EvaluationError, SpecError, nearest
+from qsearch.evaluate.target import Target
+from qsearch.types import BitConfig, EvaluationKey, Score, digest
+
+Options = TypeVar("Options")
+
+
+class Evaluator(Protocol):
+    """One fidelity.
+
+    Implementations are classes ``Evaluator(target, options, device, seed)``, registered under the entry-point group
+    ``qsearch.evaluators``. They must be deterministic: equal configurations give equal scores, in any order, in any
+    process of one machine.
+
+    Attributes:
+        name: The fidelity.
+        version: Raised whenever the numerics change, so that old results are not mistaken for new ones.
+    """
+
+    name: str
+    version: int
+
+    def settings(self) -> Mapping[str, Any]:
+        """Every convention and hyper-parameter that decides the score; JSON-ready."""
+        ...
+
+    def evaluate(self, config: BitConfig, split: str) -> Score:
+        """Scores one configuration on one split.
+
+        Raises:
+            EvaluationError: It cannot be scored, or the logits are not finite.
+        """
+        ...
+
+
+def make_evaluator(
+    fidelity: str, target: Target, options: Mapping[str, Any], device: str = "cpu", seed: int = 0
+) -> Evaluator:
+    """Builds the evaluator of a fidelity.
+
+    Args:
+        fidelity: Its registered name.
+        target: Network and data.
+        options: Its options in the study file.
+        device: torch device; ``auto`` is the first GPU, or the CPU where there is none.
+        seed: Seed of everything random in it.
+
+    Raises:
+        PluginError: No such fidelity.
+        SpecError: An option does not exist or has the wrong type.
+    """
+    evaluator: Evaluator = plugins.load("evaluators", fidelity)(target, options, resolve_device(device), seed)
+    return evaluator
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turns ``cpu``, ``cuda``, ``cuda:1`` or ``auto`` into a device that exists.
+
+    Raises:
+        EvaluationError: A GPU is asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise EvaluationError(
+            "execution.device is 'cuda', but torch sees no GPU here", "use device: auto, or install a CUDA build"
+        )
+    return torch.device(name)
+
+
+def evaluation_key(evaluator: Evaluator, target: Target, config: BitConfig, split: str, seed: int) -> EvaluationKey:
+    """Identity of one evaluation."""
+    return EvaluationKey(
+        model=target.graph.digest,
+        data=target.data_digest(split),
+        split=split,
+        quantizer=digest({**evaluator.settings(), "batch_size": target.batch_size}),
+        config=config,
+        fidelity=evaluator.name,
+        seed=seed,
+        version=evaluator.version,
+    )
+
+
+def read_options(kind: type[Options], options: Mapping[str, Any], where: str) -> Options:
+    """Builds an options dataclass, refusing unknown names and wrong types.
+
+    Args:
+        kind: A frozen dataclass whose fields are ints, floats, strings or booleans with defaults.
+        options: What the study file says.
+        where: Key path in the study file, for messages.
+
+    Raises:
+        SpecError: An option does not exist, or has the wrong type.
+    """
+    known = {f.name: f.default for f in fields(kind)}  # type: ignore[arg-type]
+    for name, value in options.items():
+        if name not in known:
+            raise SpecError(f"{where} has no option {name!r}", nearest(name, known))
+        wanted: type | tuple[type, ...] = type(known[name])
+        if wanted is float:
+            wanted = (int, float)
+        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+            raise SpecError(
+                f"{where}.{name} is {value!r}; a value like {known[name]!r} is expected", "correct the study file"
+            )
+    try:
+        return kind(**options)
+    except ValueError as error:
+        raise SpecError(f"{where}: {error}", "correct the study file") from error

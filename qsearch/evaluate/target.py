@@ -1,0 +1,69 @@
+"""What is evaluated: the folded network and the splits it is scored on. Travels once to every worker."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from qsearch.data import Split, load_datasets, read_splits
+from qsearch.errors import DataError
+from qsearch.models import QuantGraph, build_graph, load_network
+from qsearch.spec import DataSpec, ModelSpec
+from qsearch.types import digest
+
+
+@dataclass(frozen=True)
+class Target:
+    """A network and its data.
+
+    Attributes:
+        graph: The traced and folded network.
+        splits: ``calibration``, ``validation`` and ``test``.
+        batch_size: Images a forward pass.
+    """
+
+    graph: QuantGraph
+    splits: Mapping[str, Split]
+    batch_size: int
+
+    def to(self, device: torch.device) -> Target:
+        """The same target with the network on ``device`` (images move batch by batch)."""
+        if device.type == "cpu":
+            return self
+        module = copy.deepcopy(self.graph.module).to(device)
+        return replace(self, graph=replace(self.graph, module=module))
+
+    def data_digest(self, split: str) -> str:
+        """Digest of the calibration images and of one scored split."""
+        return digest([self.splits["calibration"].digest, self.splits[split].digest])
+
+
+def build_target(model: ModelSpec, data: DataSpec, add_policy: str) -> Target:
+    """Loads data and network of a study, traces the network and checks that the two fit.
+
+    Args:
+        model: The ``model`` entry of the study.
+        data: The ``data`` entry of the study.
+        add_policy: How residual adds are quantized.
+
+    Raises:
+        DataError: The data is malformed or its labels do not fit the network.
+        ModelError: The network cannot be built or traced.
+        PluginError: A source does not exist.
+    """
+    datasets = load_datasets(data.source, data.arguments)
+    limits = {"calibration": data.calibration, "validation": data.validation, "test": data.test}
+    splits = read_splits(datasets, limits, data.source)
+    network = load_network(model.source, model.weights, model.arguments, datasets)
+    with torch.no_grad():
+        graph = build_graph(network, splits["calibration"].images[:2], add_policy)
+    highest = max(int(split.labels.max()) for split in splits.values())
+    if highest >= graph.classes:
+        raise DataError(
+            f"the data has class {highest}, but the network returns {graph.classes} logits",
+            "are network and data made for the same classes?",
+        )
+    return Target(graph, splits, data.batch_size)

@@ -1,0 +1,91 @@
+"""A traced network that travels between processes with its node names intact.
+
+``fx.GraphModule`` pickles itself as source code that is traced again on arrival, which renames nodes and fails for some
+functions. Here the nodes themselves travel, and the submodules they call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+
+@dataclass(frozen=True, slots=True)
+class _Ref:
+    """Stands for a node in the arguments of another."""
+
+    name: str
+
+
+def pack(module: fx.GraphModule) -> dict[str, Any]:
+    """Takes a traced module apart into plain data and ordinary modules."""
+    nodes = [
+        (
+            node.op,
+            node.name,
+            node.target,
+            fx.map_arg(node.args, lambda n: _Ref(n.name)),
+            fx.map_arg(node.kwargs, lambda n: _Ref(n.name)),
+        )
+        for node in module.graph.nodes
+    ]
+    called = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
+    read = [str(node.target) for node in module.graph.nodes if node.op == "get_attr"]
+    return {
+        "nodes": nodes,
+        "modules": {name: module.get_submodule(name) for name in dict.fromkeys(called)},
+        "attributes": {name: _get(module, name) for name in dict.fromkeys(read)},
+    }
+
+
+def unpack(packed: dict[str, Any]) -> fx.GraphModule:
+    """Inverse of :func:`pack`."""
+    root = nn.Module()
+    for name, child in packed["modules"].items():
+        parent, leaf = make_parent(root, name)
+        parent.add_module(leaf, child)
+    for name, value in packed["attributes"].items():
+        parent, leaf = make_parent(root, name)
+        if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+            parent.register_buffer(leaf, value)
+        else:
+            setattr(parent, leaf, value)
+    graph = fx.Graph()
+    made: dict[str, fx.Node] = {}
+    for op, name, target, args, kwargs in packed["nodes"]:
+        made[name] = graph.create_node(op, target, _resolve(args, made), _resolve(kwargs, made), name=name)
+    return fx.GraphModule(root, graph).eval()
+
+
+def make_parent(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds the last part of a dotted name, made where it is missing, and that part."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    return root, leaf
+
+
+def _get(module: nn.Module, name: str) -> Any:
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _resolve(value: Any, made: dict[str, fx.Node]) -> Any:
+    if isinstance(value, _Ref):
+        return made[value.name]
+    if isinstance(value, tuple):
+        return tuple(_resolve(v, made) for v in value)
+    if isinstance(value, list):
+        return [_resolve(v, made) for v in value]
+    if isinstance(value, dict):
+        return {k: _resolve(v, made) for k, v in value.items()}
+    if isinstance(value, slice):
+        return slice(*(_resolve(v, made) for v in (value.start, value.stop, value.step)))
+    return value

@@ -1,0 +1,610 @@
+"""The broker: owner of the searcher, the log, duplicates, leases, retries and budget. It knows nothing of Ray.
+
+All of its state follows from the log: :meth:`Broker.open` replays it, so a study continues after any kill. What only
+lives in memory (who holds which lease) is rebuilt by handing unfinished candidates out again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from qsearch.errors import StudyMismatchError
+from qsearch.pareto import Archive, hypervolume
+from qsearch.run.finalists import select_finalists
+from qsearch.run.jobs import FINAL_SPLIT, SEARCH_SPLIT, Job, KeyMaker, Lease, Outcome
+from qsearch.run.lease_size import LeaseSizer
+from qsearch.run.plan import Plan
+from qsearch.run.problem import Problem
+from qsearch.search import Observation, Searcher
+from qsearch.store import Evaluation, Failure, StudyStore, Trial
+from qsearch.store.crashpoints import crash_point, register_crash_points
+from qsearch.types import TrialState
+
+register_crash_points("broker.asked", "broker.results", "broker.told", "broker.finalists")
+
+#: Give up on a study only after this many candidates, so that one early failure does not end it.
+MIN_TRIALS_TO_JUDGE = 10
+
+#: Largest single ask, for studies that are limited by time alone.
+MOST_ASKED_AT_ONCE = 1024
+
+
+class Phase(StrEnum):
+    """Where a study stands."""
+
+    SEARCH = "search"
+    FINALISTS = "finalists"
+    DONE = "done"
+    STOPPED = "stopped"  #: too many candidates were given up
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A snapshot for the progress display.
+
+    Attributes:
+        phase: Where the study stands.
+        counts: Trials by state.
+        budget: Evaluations to do in the search; None when unlimited.
+        evaluated: Candidates evaluated in the search so far.
+        finalists: Finalist evaluations done, and to do.
+        new_evaluations: Evaluations recorded in this session.
+        busy_seconds: Seconds spent in evaluations in this session, over all workers.
+        wall_seconds: Seconds since the first lease of this session.
+        hypervolume: Of the evaluated candidates, in the problem's fixed box.
+        front: Candidates on the front so far.
+        failures: Failed attempts so far.
+        last_failure: The latest of them, one line.
+        lease_size: Jobs in the latest lease.
+        ask_ms: Mean time to propose one candidate.
+        store_ms: Mean time to record one group of results.
+        workers: Parallel workers.
+    """
+
+    phase: Phase
+    counts: Mapping[str, int]
+    budget: int | None
+    evaluated: int
+    finalists: tuple[int, int]
+    new_evaluations: int
+    busy_seconds: float
+    wall_seconds: float
+    hypervolume: float
+    front: int
+    failures: int
+    last_failure: str
+    lease_size: int
+    ask_ms: float
+    store_ms: float
+    workers: int
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the workers' time that was spent in evaluations, in this session."""
+        return self.busy_seconds / (self.workers * self.wall_seconds) if self.wall_seconds > 0 else 0.0
+
+
+class Broker:
+    """Hands out leases and records what comes back. Construct it with :meth:`open`.
+
+    Not thread-safe: one caller at a time.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        searcher: Searcher,
+        store: StudyStore,
+        keys: KeyMaker,
+        plan: Plan,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.problem = problem
+        self.searcher = searcher
+        self.store = store
+        self.keys = keys
+        self.plan = plan
+        self.clock = clock
+        self.phase = Phase.SEARCH
+        self._trials: list[Trial] = []
+        self._states: list[TrialState] = []
+        self._results: dict[str, Evaluation] = {}
+        self._failed: dict[str, int] = {}
+        self._told: set[int] = set()
+        self._untold: list[int] = []
+        self._open_trials: set[int] = set()
+        self._queue: deque[Job] = deque()
+        self._suspects: set[str] = set()
+        self._leases: dict[int, dict[str, Job]] = {}
+        self._next_lease = 0
+        self._dry = False
+        self._archive = Archive()
+        self._hypervolume: float | None = None
+        self._sizer = LeaseSizer(plan.lease_seconds, plan.workers)
+        self._finalist_jobs: dict[str, Job] = {}
+        self._spent_before = 0.0
+        self._opened_at = clock()
+        self._first_lease_at: float | None = None
+        self._busy = 0.0
+        self._new = 0
+        self._lease_size = 0
+        self._last_failure = ""
+        self._ask_time = [0.0, 0]
+        self._store_time = [0.0, 0]
+        self.on_shut_down: list[Callable[[], None]] = []
+
+    @classmethod
+    def open(
+        cls,
+        problem: Problem,
+        searcher: Searcher,
+        store: StudyStore,
+        keys: KeyMaker,
+        plan: Plan,
+        clock: Callable[[], float] = time.time,
+    ) -> Broker:
+        """Replays the log of a study into a fresh searcher and continues where it stopped.
+
+        Args:
+            problem: Space, costs, objectives.
+            searcher: As constructed; nothing asked or told yet.
+            store: The study's log.
+            keys: Makes evaluation keys.
+            plan: Budget and failure handling.
+            clock: Unix seconds.
+
+        Raises:
+            StudyMismatchError: The searcher does not repeat what the log says it proposed.
+        """
+        broker = cls(problem, searcher, store, keys, plan, clock)
+        broker._replay()
+        broker._advance()
+        return broker
+
+    def shut_down(self) -> None:
+        """Closes the log and gives the study back."""
+        for action in self.on_shut_down:
+            action()
+        self.on_shut_down.clear()
+
+    # ---- resume ---------------------------------------------------------------------------------------------------
+
+    def _replay(self) -> None:
+        self._trials = self.store.trials()
+        self._states = [trial.state for trial in self._trials]
+        self._results = {e.key: e for e in self.store.evaluations()}
+        for failure in self.store.failures():
+            self._failed[failure.key] = self._failed.get(failure.key, 0) + 1
+            self._last_failure = failure.message
+        events = self.store.events()
+        for event in events:
+            if event.kind == "ask":
+                self._replay_ask(event.payload)
+            elif event.kind == "tell":
+                self._tell(event.payload["trials"])
+        self._spent_before = _time_spent(
+            [(e.kind, e.at) for e in events], [e.finished_at for e in self._results.values()]
+        )
+        asked = sum(int(e.payload["count"]) for e in events if e.kind == "ask")
+        self._open_trials = {t.id for t in self._trials[:asked] if not self._states[t.id].is_final}
+        for trial in self._trials:
+            if self._states[trial.id].is_final and trial.id not in self._told:
+                self._untold.append(trial.id)
+            if self._states[trial.id] is TrialState.COMPLETE:
+                self._archive_trial(trial.id)
+            if trial.id in self._open_trials:
+                self._queue.append(self._job(trial.id))
+        if not self.plan.generational:
+            self._tell_all_final()
+        self.store.add_event("session", {"workers": self.plan.workers})
+
+    def _replay_ask(self, payload: Mapping[str, Any]) -> None:
+        configs = self.searcher.ask(int(payload["requested"]))
+        first, count = int(payload["first"]), int(payload["count"])
+        recorded = [trial.config for trial in self._trials[first : first + count]]
+        if configs != recorded:
+            raise StudyMismatchError(
+                f"the searcher does not repeat trials {first}..{first + count - 1} of the log",
+                "the log was written by another version of qsearch or of the searcher; resume with that version "
+                "(`qsearch status` shows it), or start a new study",
+            )
+
+    # ---- asking ---------------------------------------------------------------------------------------------------
+
+    def _asked(self) -> int:
+        return len(self._trials) - sum(state is TrialState.INFEASIBLE for state in self._states)
+
+    def _budget_left(self) -> int:
+        if self.plan.wall_time_s is not None and self._spent() >= self.plan.wall_time_s:
+            return 0
+        if self.plan.evaluations is None:
+            return 1 << 30
+        return max(0, self.plan.evaluations - self._asked())
+
+    def _spent(self) -> float:
+        return self._spent_before + (self.clock() - self._opened_at)
+
+    def _ask(self, wanted: int) -> int:
+        """Asks for up to ``wanted`` candidates and records them; returns how many came."""
+        wanted = min(wanted, self._budget_left(), MOST_ASKED_AT_ONCE)
+        if wanted <= 0:
+            return 0
+        started = time.perf_counter()
+        configs = self.searcher.ask(wanted)
+        self._ask_time[0] += time.perf_counter() - started
+        self._ask_time[1] += len(configs)
+        if not configs:
+            self._dry = not self.searcher.waiting or not (self._open_trials or self._untold)
+            return 0
+        costs = [self.problem.costs(config) for config in configs]
+        feasible = [self.problem.constraints.violation(config) <= 0 for config in configs]
+        known = self.store.find_evaluations(self._search_key(config) for config in configs)
+        states = [TrialState.WAITING if ok else TrialState.INFEASIBLE for ok in feasible]
+        states = [
+            TrialState.COMPLETE if s is TrialState.WAITING and self._search_key(c) in known else s
+            for s, c in zip(states, configs, strict=True)
+        ]
+        with self.store.transaction():
+            trials = self.store.add_trials(configs, states, costs)
+            payload = {"requested": wanted, "first": trials[0].id, "count": len(trials)}
+            self.store.add_event("ask", payload)
+            for key in known:
+                self.store.link_evaluation(key)
+        self._results.update(known)
+        crash_point("broker.asked")
+        for trial, state in zip(trials, states, strict=True):
+            self._trials.append(trial)
+            self._states.append(state)
+            if state is TrialState.WAITING:
+                self._open_trials.add(trial.id)
+                self._queue.append(self._job(trial.id))
+            else:
+                self._untold.append(trial.id)
+                if state is TrialState.COMPLETE:
+                    self._archive_trial(trial.id)
+        if not self.plan.generational:
+            self._tell_all_final()
+        return len(trials)
+
+    def _search_key(self, config: Any) -> str:
+        return self.keys.key(config, self.plan.fidelity, SEARCH_SPLIT)
+
+    def _job(self, trial: int) -> Job:
+        config = self._trials[trial].config
+        key = self._search_key(config)
+        return Job(key, trial, config, self.plan.fidelity, SEARCH_SPLIT, self._failed.get(key, 0) + 1)
+
+    # ---- leasing --------------------------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """True when no lease will ever be handed out again."""
+        return self.phase in (Phase.DONE, Phase.STOPPED)
+
+    def lease(self) -> Lease | None:
+        """Hands out the next batch of jobs; None when there is nothing to do now (see :attr:`done`)."""
+        self._advance()
+        if self.done:
+            return None
+        size = self._sizer.size(self._remaining(), self._in_flight_limit())
+        if self.phase is Phase.SEARCH and not self.plan.generational:
+            while len(self._queue) < size and self._ask(size - len(self._queue)):
+                pass
+        if not self._queue:
+            self._advance()
+            if self.done or not self._queue:
+                return None
+        jobs: list[Job] = []
+        while self._queue and len(jobs) < size:
+            # A job that may have killed a worker travels alone, so that it is charged for its own crashes only.
+            is_suspect = self._queue[0].key in self._suspects or self._queue[0].attempt > 1
+            if is_suspect and jobs:
+                break
+            jobs.append(self._queue.popleft())
+            if is_suspect:
+                break
+        lease = Lease(self._next_lease, tuple(jobs))
+        self._next_lease += 1
+        self._leases[lease.id] = {job.key: job for job in jobs}
+        self._lease_size = len(jobs)
+        if self._first_lease_at is None:
+            self._first_lease_at = self.clock()
+        return lease
+
+    def _remaining(self) -> int | None:
+        if self.phase is Phase.FINALISTS or self.plan.generational:
+            return len(self._queue)
+        if self.plan.evaluations is None:
+            return None
+        return self._budget_left() + len(self._queue)
+
+    def _in_flight_limit(self) -> int | None:
+        if self.phase is Phase.FINALISTS or self.plan.generational:
+            return None
+        return getattr(self.searcher, "in_flight_limit", None)
+
+    def jobs(self, lease: int) -> tuple[Job, ...]:
+        """Jobs of an open lease that have no result yet; empty for a lease that is closed or unknown."""
+        return tuple(self._leases.get(lease, {}).values())
+
+    # ---- results --------------------------------------------------------------------------------------------------
+
+    def report(self, lease: int, outcomes: Sequence[Outcome]) -> None:
+        """Records outcomes; safe to call twice with the same ones.
+
+        Args:
+            lease: Where the jobs came from; a lease that is closed meanwhile does no harm.
+            outcomes: What became of them.
+
+        Raises:
+            NondeterministicEvaluation: A key has another result already.
+            StoreError: The log cannot be written; nothing of the group is recorded then.
+        """
+        started = time.perf_counter()
+        held = self._leases.get(lease, {})
+        with self.store.transaction():
+            settled = [self._record(outcome, held.get(outcome.key)) for outcome in outcomes]
+            to_tell = [t for t in settled if t is not None] if not self.plan.generational else []
+            if to_tell:
+                self.store.add_event("tell", {"trials": to_tell})
+        crash_point("broker.results")
+        self._store_time[0] += time.perf_counter() - started
+        self._store_time[1] += 1
+        for outcome in outcomes:
+            self._settle(outcome, held.pop(outcome.key, None))
+        if to_tell:
+            self._tell(to_tell)
+        self._advance()
+
+    def _find_job(self, key: str, held: Job | None) -> Job | None:
+        """The job of a key: of the lease, of a finalist, or waiting in the queue (a late result)."""
+        if held is not None:
+            return held
+        return self._finalist_jobs.get(key) or next((job for job in self._queue if job.key == key), None)
+
+    def _record(self, outcome: Outcome, held: Job | None) -> int | None:
+        """Writes one outcome into the open transaction; returns the search trial that became final."""
+        job = self._find_job(outcome.key, held)
+        if job is None:
+            return None
+        if outcome.score is not None:
+            self.store.add_evaluation(
+                Evaluation(
+                    key=job.key,
+                    config=job.config,
+                    fidelity=job.fidelity,
+                    split=job.split,
+                    score=outcome.score,
+                    seconds=outcome.seconds,
+                    worker=outcome.worker,
+                    finished_at=self.clock(),
+                )
+            )
+        elif job.key in self._results:
+            return None
+        else:
+            attempt = self._failed.get(job.key, 0) + 1
+            self.store.add_failure(
+                Failure(job.trial, job.key, attempt, outcome.kind, outcome.message, outcome.traceback, self.clock())
+            )
+        if job.trial not in self._open_trials or job.key in self._finalist_jobs:
+            return None
+        state = self._state_after(outcome, job)
+        self.store.set_state(job.trial, state, self._failed.get(job.key, 0) + 1)
+        return job.trial if state.is_final else None
+
+    def _state_after(self, outcome: Outcome, job: Job) -> TrialState:
+        if outcome.score is not None:
+            return TrialState.COMPLETE
+        attempts = self._failed.get(job.key, 0) + 1
+        return TrialState.ABANDONED if attempts >= self.plan.max_attempts else TrialState.FAILED
+
+    def _settle(self, outcome: Outcome, held: Job | None) -> None:
+        """Brings memory in line with what was committed."""
+        job = self._find_job(outcome.key, held)
+        if job is None:
+            return
+        if outcome.score is not None and job.key not in self._results:
+            self._results[job.key] = Evaluation(
+                job.key,
+                job.config,
+                job.fidelity,
+                job.split,
+                outcome.score,
+                outcome.seconds,
+                outcome.worker,
+                self.clock(),
+            )
+            self._busy += outcome.seconds
+            self._new += 1
+            self._sizer.record(outcome.seconds)
+        is_finalist = job.key in self._finalist_jobs
+        if outcome.score is None and job.key not in self._results:
+            state = self._state_after(outcome, job)
+            self._failed[job.key] = self._failed.get(job.key, 0) + 1
+            self._last_failure = outcome.message
+            if state is TrialState.FAILED:
+                self._suspects.add(job.key)
+                self._requeue([job])
+        else:
+            state = TrialState.COMPLETE
+            self._drop_from_queue(job.key)
+        if is_finalist or job.trial not in self._open_trials:
+            return
+        self._states[job.trial] = state
+        if state.is_final:
+            self._open_trials.discard(job.trial)
+            self._untold.append(job.trial)
+            if state is TrialState.COMPLETE:
+                self._archive_trial(job.trial)
+
+    def _requeue(self, jobs: Sequence[Job]) -> None:
+        queued = {job.key for job in self._queue}
+        for job in jobs:
+            if job.key not in queued:
+                self._queue.append(
+                    Job(job.key, job.trial, job.config, job.fidelity, job.split, self._failed.get(job.key, 0) + 1)
+                )
+
+    def _drop_from_queue(self, key: str) -> None:
+        if any(job.key == key for job in self._queue):
+            self._queue = deque(job for job in self._queue if job.key != key)
+
+    def close(self, lease: int, error: str | None = None) -> None:
+        """Ends a lease; jobs without a result go back to the queue.
+
+        Args:
+            lease: The lease.
+            error: Why its worker is gone; None when it ended by itself. A job that was alone is charged with an
+                attempt; of several, nobody knows which one it was, so each travels alone from now on.
+        """
+        left = list(self._leases.pop(lease, {}).values())
+        left = [job for job in left if job.key not in self._results]
+        if error is not None and len(left) == 1:
+            self._leases[lease] = {left[0].key: left[0]}
+            lost = Outcome(left[0].key, None, 0.0, "", "worker_lost", error)
+            self.report(lease, [lost])
+            self._leases.pop(lease, None)
+        else:
+            if error is not None:
+                self._suspects.update(job.key for job in left)
+            self._requeue(left)
+        self._advance()
+
+    # ---- telling --------------------------------------------------------------------------------------------------
+
+    def _observation(self, trial: int) -> Observation:
+        entry = self._trials[trial]
+        if self._states[trial] is TrialState.INFEASIBLE:
+            return Observation(entry.config, None, max(self.problem.constraints.violation(entry.config), 1e-12))
+        result = self._results.get(self._search_key(entry.config))
+        if self._states[trial] is not TrialState.COMPLETE or result is None:
+            return Observation(entry.config, None)
+        return Observation(entry.config, self.problem.objective_values(entry.costs, result.score.accuracy))
+
+    def _tell(self, trials: Sequence[int]) -> None:
+        self.searcher.tell([self._observation(trial) for trial in trials])
+        self._told.update(trials)
+        self._untold = [trial for trial in self._untold if trial not in self._told]
+
+    def _tell_all_final(self) -> None:
+        """Tells every final trial that was not told yet, in ask order."""
+        if not self._untold:
+            return
+        trials = sorted(self._untold)
+        self.store.add_event("tell", {"trials": trials})
+        crash_point("broker.told")
+        self._tell(trials)
+
+    # ---- phases ---------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Moves on as far as the results allow."""
+        if self._too_many_failures():
+            self.phase = Phase.STOPPED
+            return
+        if self.phase is Phase.SEARCH:
+            if self.plan.generational:
+                self._advance_generations()
+            if not self._open_trials and (self._dry or self._budget_left() == 0):
+                self._tell_all_final()
+                self._start_finalists()
+        if self.phase is Phase.FINALISTS and not any(self._is_open(key) for key in self._finalist_jobs):
+            self.phase = Phase.DONE
+
+    def _advance_generations(self) -> None:
+        """Asks whole generations; tells one when all of it is final, in ask order."""
+        while not self._open_trials and not self._dry:
+            self._tell_all_final()
+            before = len(self._trials)
+            while self._budget_left() > 0 and self._ask(self._budget_left()) and not self.searcher.waiting:
+                pass
+            if len(self._trials) == before:
+                return
+
+    def _too_many_failures(self) -> bool:
+        finals = [state for state in self._states if state.is_final and state is not TrialState.INFEASIBLE]
+        given_up = sum(state is TrialState.ABANDONED for state in finals)
+        return len(finals) >= MIN_TRIALS_TO_JUDGE and given_up > self.plan.max_failed_fraction * len(finals)
+
+    def _is_open(self, key: str) -> bool:
+        return key not in self._results and self._failed.get(key, 0) < self.plan.max_attempts
+
+    def _start_finalists(self) -> None:
+        self.phase = Phase.FINALISTS
+        crash_point("broker.finalists")
+        chosen = select_finalists(self._archive, self.problem.corners[1], self.plan.max_finalists)
+        splits = [FINAL_SPLIT]
+        if self.plan.finalist_fidelity != self.plan.fidelity:
+            splits.insert(0, SEARCH_SPLIT)
+        for trial in chosen:
+            config = self._trials[trial].config
+            for split in splits:
+                key = self.keys.key(config, self.plan.finalist_fidelity, split)
+                job = Job(key, trial, config, self.plan.finalist_fidelity, split, self._failed.get(key, 0) + 1)
+                self._finalist_jobs[key] = job
+        known = self.store.find_evaluations(key for key in self._finalist_jobs if key not in self._results)
+        if known:
+            with self.store.transaction():
+                for key in known:
+                    self.store.link_evaluation(key)
+            self._results.update(known)
+        self._queue.extend(job for job in self._finalist_jobs.values() if self._is_open(job.key))
+        if self._queue:
+            # Other fidelity, other evaluation times.
+            self._sizer = LeaseSizer(self.plan.lease_seconds, self.plan.workers)
+
+    # ---- reporting ------------------------------------------------------------------------------------------------
+
+    def _archive_trial(self, trial: int) -> None:
+        entry = self._trials[trial]
+        result = self._results[self._search_key(entry.config)]
+        if self._archive.add(trial, self.problem.objective_values(entry.costs, result.score.accuracy)):
+            self._hypervolume = None
+
+    def status(self) -> Status:
+        """A snapshot for the progress display."""
+        if self._hypervolume is None:
+            ideal, reference = self.problem.corners
+            points = self._archive.points() if len(self._archive) else []
+            self._hypervolume = hypervolume(points, reference, ideal) if len(points) else 0.0
+        counts: dict[str, int] = {state.value: 0 for state in TrialState}
+        for state in self._states:
+            counts[state.value] += 1
+        counts["leased"] = sum(len(jobs) for jobs in self._leases.values())
+        finished = sum(not self._is_open(key) for key in self._finalist_jobs)
+        return Status(
+            phase=self.phase,
+            counts=counts,
+            budget=self.plan.evaluations,
+            evaluated=counts[TrialState.COMPLETE.value] + counts[TrialState.ABANDONED.value],
+            finalists=(finished, len(self._finalist_jobs)),
+            new_evaluations=self._new,
+            busy_seconds=self._busy,
+            wall_seconds=self.clock() - self._first_lease_at if self._first_lease_at is not None else 0.0,
+            hypervolume=self._hypervolume,
+            front=len(self._archive),
+            failures=sum(self._failed.values()),
+            last_failure=self._last_failure,
+            lease_size=self._lease_size,
+            ask_ms=1000 * self._ask_time[0] / max(1, self._ask_time[1]),
+            store_ms=1000 * self._store_time[0] / max(1, self._store_time[1]),
+            workers=self.plan.workers,
+        )
+
+
+def _time_spent(events: Sequence[tuple[str, float]], results: Sequence[float]) -> float:
+    """Seconds that earlier sessions ran, judged by the first and last sign of life of each."""
+    starts = [at for kind, at in events if kind == "session"]
+    signs = sorted([at for _, at in events] + list(results))
+    spent = 0.0
+    for index, start in enumerate(starts):
+        end = starts[index + 1] if index + 1 < len(starts) else float("inf")
+        last = max((at for at in signs if start <= at < end), default=start)
+        spent += last - start
+    return spent

@@ -1,0 +1,171 @@
+"""What is searched: the space of a network on the study's devices, the cost of a candidate, objectives, constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qsearch.cache import cache_dir
+from qsearch.errors import SpaceError, SpecError, nearest
+from qsearch.hardware import METRICS, CostTable, build_table, layer_size_bytes, load_device
+from qsearch.space import Constraint, ConstraintSet, SearchSpace, mean_bits_table
+from qsearch.spec import StudySpec
+from qsearch.types import BIT_ALPHABET, DEVICE_METRICS, BitConfig, LayerShape
+
+#: Widths the evaluators can quantize to.
+EVALUATED_BITS = range(1, 9)
+
+_TABLE_METRIC = {"latency": "latency_s", "energy": "energy_j"}
+_UNITS = {"size": "B", "mean_weight_bits": "bits", "mean_activation_bits": "bits", **DEVICE_METRICS}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The search problem of a study; holds no torch object, so that it travels to the broker.
+
+    Attributes:
+        layers: Quantizable layers.
+        space: Legal configurations.
+        constraints: Upper bounds on costs.
+        tables: Cost table by device name.
+        objectives: Names of the objectives, all minimised.
+        float_bytes: Bytes of the parameters that stay float32.
+        classes: Number of classes.
+    """
+
+    layers: tuple[LayerShape, ...]
+    space: SearchSpace
+    constraints: ConstraintSet
+    tables: Mapping[str, CostTable]
+    objectives: tuple[str, ...]
+    float_bytes: int
+    classes: int
+
+    @cached_property
+    def _size_table(self) -> NDArray[np.float64]:
+        return size_table(self.layers)
+
+    def costs(self, config: BitConfig) -> dict[str, float]:
+        """Size and, for every device, latency and energy of a candidate, by metric name."""
+        weights = [BIT_ALPHABET.index(bits) for bits in config.weights]
+        values = {"size": float(self._size_table[range(len(weights)), weights, 0].sum()) + self.float_bytes}
+        for device, table in self.tables.items():
+            for metric, column in _TABLE_METRIC.items():
+                values[f"{metric}@{device}"] = table.total(config, column)
+        return values
+
+    def objective_values(self, costs: Mapping[str, float], accuracy: float) -> tuple[float, ...]:
+        """Objectives of an evaluated candidate, in order.
+
+        Args:
+            costs: From :meth:`costs`.
+            accuracy: Top-1, percent.
+        """
+        values = {**costs, "error": 100.0 - accuracy}
+        return tuple(values[name] for name in self.objectives)
+
+    @cached_property
+    def corners(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Ideal and reference point of the hypervolume, fixed by the problem before any evaluation.
+
+        Costs run from the cheapest to (just beyond) the dearest configuration, error from 0 to guessing.
+        """
+        low, high = self.costs(self.space.min_config()), self.costs(self.space.max_config())
+        ideal = self.objective_values(low, 100.0)
+        worst = self.objective_values(high, 100.0 / max(self.classes, 2))
+        # A pinned or free-of-bits metric would make a flat box.
+        reference = tuple(
+            w + 0.01 * abs(w) if w > i else i + max(abs(i), 1e-12) for i, w in zip(ideal, worst, strict=True)
+        )
+        return ideal, reference
+
+
+def size_table(layers: Sequence[LayerShape]) -> NDArray[np.float64]:
+    """Bytes of every layer at every (weight, activation) width, ``[L, 9, 9]``."""
+    rows = np.array([[layer_size_bytes(layer, bits) for bits in BIT_ALPHABET] for layer in layers], dtype=np.float64)
+    return np.repeat(rows[:, :, None], len(BIT_ALPHABET), axis=2)
+
+
+def _choices(
+    spec: StudySpec, layers: Sequence[LayerShape], tensor_groups: Mapping[int, int]
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Weight and activation choices of every layer: defaults, then overrides, then pins."""
+    weights = [tuple(spec.space.weights)] * len(layers)
+    activations = [tuple(spec.space.activations)] * len(layers)
+    names = [layer.name for layer in layers]
+    for override in spec.space.layers:
+        matched = [i for i, name in enumerate(names) if fnmatchcase(name, override.match)]
+        if not matched:
+            raise SpecError(f"space.layers: {override.match!r} matches no layer", nearest(override.match, names))
+        for i in matched:
+            weights[i] = tuple(override.weights or weights[i])
+            activations[i] = tuple(override.activations or activations[i])
+    for index, pin in ((0, spec.space.pin.first), (len(layers) - 1, spec.space.pin.last)):
+        if pin is None:
+            continue
+        weights[index] = (pin.weights,)
+        group = tensor_groups[layers[index].tensor]
+        for i, layer in enumerate(layers):
+            if tensor_groups[layer.tensor] == group:
+                activations[i] = (pin.activations,)
+    return weights, activations
+
+
+def build_problem(
+    spec: StudySpec,
+    layers: Sequence[LayerShape],
+    tensor_groups: Mapping[int, int],
+    classes: int,
+    float_parameters: int,
+) -> Problem:
+    """Builds space, cost tables, objectives and constraints.
+
+    Args:
+        spec: The study.
+        layers: Quantizable layers.
+        tensor_groups: Tie group of each activation tensor.
+        classes: Number of classes.
+        float_parameters: Parameters that stay float.
+
+    Raises:
+        SpecError: An override matches no layer.
+        DeviceError: A device is unknown or wrong.
+        SpaceError: The devices leave a layer without choice, or the constraints cannot be met; prints what can.
+    """
+    layers = tuple(layers)
+    tables = {
+        device.name: build_table(load_device(device.entry), layers, cache_dir() / "tables") for device in spec.devices
+    }
+    evaluated = np.isin(BIT_ALPHABET, EVALUATED_BITS)
+    supported = np.broadcast_to(evaluated[:, None] & evaluated[None, :], (len(layers), 9, 9)).copy()
+    for table in tables.values():
+        supported &= table.supported
+    weights, activations = _choices(spec, layers, tensor_groups)
+    space = SearchSpace.build(layers, weights, activations, supported, tensor_groups)
+    float_bytes = 4 * float_parameters
+    if space.n_genes == 0:
+        raise SpaceError("every layer is pinned: there is nothing to search", "give some layers more than one width")
+
+    def constraint(name: str, metric: str, device: str | None, bound: float) -> Constraint:
+        constant = 0.0
+        if metric == "size":
+            table, constant = size_table(layers), float(float_bytes)
+        elif metric == "mean_weight_bits":
+            table = mean_bits_table(layers, "weight")
+        elif metric == "mean_activation_bits":
+            table = mean_bits_table(layers, "activation")
+        else:
+            column = tables[str(device)]
+            table = column.metric(_TABLE_METRIC[metric])
+            constant = float(column.constant[METRICS.index(_TABLE_METRIC[metric])])
+        return Constraint(name, bound, np.nan_to_num(table, nan=0.0), constant, _UNITS[metric])
+
+    constraints = ConstraintSet(space, [constraint(c.name, c.metric, c.device, c.max) for c in spec.constraints])
+    constraints.check()
+    objectives = tuple(objective.name for objective in spec.objectives)
+    return Problem(layers, space, constraints, tables, objectives, float_bytes, classes)

@@ -1,0 +1,20 @@
+"""Ray and the Tune executor together, for the length of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from qsearch.run.cluster import ray_session
+from qsearch.run.executor import Executor
+
+
+@contextmanager
+def tune_executor(
+    address: str | None, workers: int, cpus_per_worker: float, gpus_per_worker: float
+) -> Iterator[Executor]:
+    """Starts or joins Ray and yields the executor; see :func:`qsearch.run.cluster.ray_session`."""
+    with ray_session(address, workers, cpus_per_worker, gpus_per_worker):
+        from qsearch.run.tune import TuneExecutor  # after Ray is set up: importing it reads the environment
+
+        yield TuneExecutor(workers, cpus_per_worker, gpus_per_worker)
