@@ -30,15 +30,17 @@ def names(kind: str) -> list[str]:
 
 
 def load(kind: str, name: str) -> Any:
-    """Imports a registered plug-in.
+    """Imports a plug-in.
 
     Args:
         kind: One of :data:`KINDS`.
-        name: Its registered name.
+        name: Its registered name, or ``package.module:attribute`` for one that is not registered.
 
     Raises:
         PluginError: The name is not registered, or its module cannot be imported.
     """
+    if ":" in name:
+        return resolve(name, kind[:-1])
     points = _registered(kind)
     if name not in points:
         hint = nearest(name, points)

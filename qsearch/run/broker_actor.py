@@ -26,6 +26,7 @@ class BrokerActor:
         self._leases: dict[str, int] = {}
         self._seen: dict[str, float] = {}
         self._workers: dict[str, Any] = {}
+        self._connected: set[str] = set()
 
     def _open(self) -> Broker:
         if self._broker is None:
@@ -39,6 +40,7 @@ class BrokerActor:
     def fetch(self, trial: str, worker: Any) -> tuple[tuple[Job, ...], bool]:
         """Jobs for a trial, and whether the study is done; no jobs means ask again later."""
         broker = self._open()
+        self._connected.add(_actor_id(worker))
         if trial in self._leases:  # a repeated call: the answer to the first one was lost
             return broker.jobs(self._leases[trial]), broker.done
         lease = broker.lease()
@@ -58,10 +60,22 @@ class BrokerActor:
         """Ends a trial's lease; returns whether it ever had one."""
         lease = self._leases.pop(trial, None)
         self._seen.pop(trial, None)
-        self._workers.pop(trial, None)
+        worker = self._workers.pop(trial, None)
+        if error is not None and worker is not None:
+            self._connected.discard(_actor_id(worker))
         if lease is not None:
             self._open().close(lease, error)
         return lease is not None
+
+    def renew(self, trial: str) -> bool:
+        """Ends a trial's lease and says whether the trial should fetch another one.
+
+        It should while workers are still starting: a trial that ended now would hand its own worker to the next
+        trial, and Tune would then drop the worker that is being started for that one.
+        """
+        self.close(trial, None)
+        broker = self._open()
+        return len(self._connected) < broker.plan.workers and not broker.done
 
     def done(self) -> bool:
         """Whether the study is done."""
@@ -81,3 +95,7 @@ class BrokerActor:
         """Closes the log."""
         if self._broker is not None:
             self._broker.shut_down()
+
+
+def _actor_id(worker: Any) -> str:
+    return str(worker._actor_id.hex())

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import secrets
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,9 +31,9 @@ def ray_session(address: str | None, workers: int, cpus_per_worker: float, gpus_
     Raises:
         QSearchError: The cluster cannot be reached or started.
     """
-    # The private token must be set before Ray is imported; clusters bring their own settings.
+    # Ray reads its authentication settings once, when it is first imported; clusters bring their own.
     private = address is None
-    if private and "RAY_AUTH_MODE" not in os.environ:
+    if private and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -15,7 +15,7 @@ from typing import Any
 
 from qsearch import __version__
 from qsearch.errors import TooManyFailures
-from qsearch.evaluate import Target, build_target, make_evaluator, resolve_device
+from qsearch.evaluate import Evaluator, Target, build_target, make_evaluator, resolve_device
 from qsearch.evaluate.ptq import PTQEvaluator
 from qsearch.run.broker import Phase, Status
 from qsearch.run.directory import StudyDirectory
@@ -168,20 +168,27 @@ def make_keys(spec: StudySpec, target: Target) -> KeyMaker:
         PluginError: A fidelity is unknown.
         SpecError: An option of a fidelity is wrong, or options name a fidelity that does not exist.
     """
-    used = {spec.evaluation.fidelity, spec.finalists.fidelity or spec.evaluation.fidelity}
-    quantizer, versions = {}, {}
-    for fidelity in sorted(used | set(spec.fidelities)):
-        evaluator = make_evaluator(fidelity, target, spec.fidelities.get(fidelity, {}), "cpu", spec.evaluation.seed)
-        quantizer[fidelity] = digest({**evaluator.settings(), "batch_size": target.batch_size})
-        versions[fidelity] = evaluator.version
+    evaluators = _evaluators(spec, target)
     splits = ("validation", "test")
     return KeyMaker(
         model=target.graph.digest,
         data={split: target.data_digest(split) for split in splits},
-        quantizer=quantizer,
-        versions=versions,
+        quantizer={
+            name: digest({**evaluator.settings(), "batch_size": target.batch_size})
+            for name, evaluator in evaluators.items()
+        },
+        versions={name: evaluator.version for name, evaluator in evaluators.items()},
         seed=spec.evaluation.seed,
     )
+
+
+def _evaluators(spec: StudySpec, target: Target) -> dict[str, Evaluator]:
+    """Evaluators of all fidelities that the study names."""
+    used = {spec.evaluation.fidelity, spec.finalists.fidelity or spec.evaluation.fidelity, *spec.fidelities}
+    return {
+        fidelity: make_evaluator(fidelity, target, spec.fidelities.get(fidelity, {}), "cpu", spec.evaluation.seed)
+        for fidelity in sorted(used)
+    }
 
 
 def describe_target(spec: StudySpec, target: Target, problem: Problem, threads: int) -> dict[str, Any]:
@@ -204,6 +211,10 @@ def describe_target(spec: StudySpec, target: Target, problem: Problem, threads: 
         "data_digest": {name: split.digest for name, split in target.splits.items()},
         "samples": {name: len(split) for name, split in target.splits.items()},
         "quantizer": keys.quantizer,
+        "evaluators": {
+            name: {"version": used.version, "settings": dict(used.settings())}
+            for name, used in _evaluators(spec, target).items()
+        },
         "float": {split: evaluator.evaluate_float(split).accuracy for split in ("validation", "test")},
         "devices": {name: dict(table.provenance) for name, table in problem.tables.items()},
         "corners": {"ideal": list(ideal), "reference": list(reference)},
@@ -214,6 +225,7 @@ def describe_target(spec: StudySpec, target: Target, problem: Problem, threads: 
             "python": platform.python_version(),
             "machine": platform.machine(),
             "threads": threads,
+            "device": str(evaluator.device),
         },
     }
 

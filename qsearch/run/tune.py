@@ -73,6 +73,14 @@ class EvaluationTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Waits for jobs, evaluates them, sends the outcomes."""
+        evaluations = 0
+        while True:
+            evaluations += self._work()
+            if not ray.get(self._broker.renew.remote(self._lease)):
+                return {"done": True, "evaluations": evaluations}
+
+    def _work(self) -> int:
+        """Works off one batch of jobs."""
         handle = ray.get_runtime_context().current_actor
         pause = 0.01
         while True:
@@ -88,7 +96,7 @@ class EvaluationTrainable(tune.Trainable):
                 self._push()
         self._push()
         self._wait_for_receipt()
-        return {"done": True, "evaluations": len(jobs)}
+        return len(jobs)
 
     def _push(self) -> None:
         """Sends what is buffered, at most one group being under way."""

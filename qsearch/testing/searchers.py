@@ -19,7 +19,7 @@ import pytest
 from qsearch.search import Observation, Scheduling, Searcher
 from qsearch.search.random import RandomSearcher
 from qsearch.space import Constraint, ConstraintSet, SearchSpace
-from qsearch.testing.synthetic import AdditiveProblem
+from qsearch.testing.additive import AdditiveProblem
 from qsearch.types import BIT_ALPHABET, BitConfig, LayerShape
 
 Evaluate: TypeAlias = Callable[[BitConfig], tuple[float, ...] | None]

@@ -254,36 +254,41 @@ class CommitSuite:
     def test_reader_runs_beside_writer(self, tmp_path: Path) -> None:
         """Hundreds of commits under a busy reader: neither fails, and no read sees half a commit."""
         self.need_durable()
-        failures: list[str] = []
-        reads = 0
-        done = threading.Event()
+        problems: list[str] = []
+        seen = [-1]
+        reading, done = threading.Event(), threading.Event()
 
         def watch() -> None:
-            nonlocal reads
             try:
                 with self.make_reader(tmp_path) as reader:
                     view = reader.study("first")
-                    while not done.is_set():
+                    last = False
+                    while not last:
+                        last = done.is_set()  # and read once more, after the writer's last commit
                         with view.transaction():
                             trials, events = len(view.trials()), len(view.events())
-                        if trials != 2 * events:
-                            failures.append(f"{trials} trials with {events} events")
-                        reads += 1
+                        if trials != 2 * events or events < seen[-1]:
+                            problems.append(f"{trials} trials with {events} events, after {seen[-1]} events")
+                        seen.append(events)
+                        reading.set()
             except Exception as error:
-                failures.append(repr(error))
+                problems.append(repr(error))
+                reading.set()
 
+        commits = 150
         with self.make_store(tmp_path) as store:
             study = self.new_study(store)
             thread = threading.Thread(target=watch)
             thread.start()
-            for number in range(150):
+            reading.wait()
+            for number in range(commits):
                 with study.transaction():
                     self.add(study, 2 * number, 2 * number + 1)
                     study.add_event("asked")
             done.set()
             thread.join()
-        assert failures == []
-        assert reads > 3
+        assert problems == []
+        assert (seen[1], seen[-1]) == (0, commits)
 
     def test_large_study(self, store: Store, study: StudyStore) -> None:
         """5,000 trials in batches of 100, each with its result and event, and everything read back in order."""

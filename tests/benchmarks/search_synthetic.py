@@ -14,7 +14,7 @@ import numpy as np
 
 from qsearch.search import Observation, Scheduling, make_searcher
 from qsearch.space import Constraint, ConstraintSet
-from qsearch.testing.synthetic import AdditiveProblem
+from qsearch.testing.additive import AdditiveProblem
 
 ARMS: tuple[tuple[str, Scheduling], ...] = (
     ("random", "steady_state"),

@@ -17,8 +17,8 @@ from qsearch.errors import PluginError, SpecError
 from qsearch.search import Observation, make_searcher
 from qsearch.search.genetic import GeneticSearcher, StableRankAndCrowding
 from qsearch.space import Constraint, ConstraintSet
+from qsearch.testing.additive import AdditiveProblem
 from qsearch.testing.searchers import Driver, awkward_space, cost_constraints, score
-from qsearch.testing.synthetic import AdditiveProblem
 from qsearch.types import BitConfig
 
 

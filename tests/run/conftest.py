@@ -1,0 +1,3 @@
+from conftest_run import open_broker
+
+__all__ = ["open_broker"]
