@@ -11,6 +11,7 @@ The functions below load torch and Ray only when they are called::
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from qsearch.errors import QSearchError
@@ -37,7 +38,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("front", "launch", "resume"):
-        from qsearch.run import study
-
-        return getattr(study, name)
+        return getattr(importlib.import_module("qsearch.run.study"), name)
     raise AttributeError(f"module 'qsearch' has no attribute {name!r}")

@@ -76,6 +76,11 @@ def resolve(target: str, what: str) -> Any:
             f"{what} {target!r}: no module named {error.name!r}",
             "install the package, or start qsearch from the directory that holds it",
         ) from error
+    except Exception as error:
+        raise PluginError(
+            f"{what} {target!r}: importing {module_name!r} fails: {type(error).__name__}: {error}",
+            "import it by itself to see why",
+        ) from error
     for part in attribute.split("."):
         if not hasattr(value, part):
             raise PluginError(f"{what} {target!r}: {module_name!r} has no {part!r}", nearest(part, dir(value)))

@@ -108,6 +108,12 @@ class LayerShape:
         """Returns a JSON-ready dictionary."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> LayerShape:
+        """Inverse of :meth:`to_json`."""
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
+        return cls(**fields)
+
 
 @dataclass(frozen=True, slots=True)
 class BitConfig:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("qsearch.testing")
+
 
 def find_shared_data() -> Path | None:
     """Returns the directory of real data for tests: $QSEARCH_SHARED_DATA, or `shared/data` beside the checkout."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +58,8 @@ def take(dataset: Any, name: str, limit: int | None, source: str) -> Split:
     Args:
         dataset: Has ``__len__`` and ``__getitem__``.
         name: Split name, for messages.
-        limit: Take at most this many images, evenly spread over the dataset.
+        limit: Take at most this many images, spread over the dataset: one at random (but always the same) of each
+            of ``limit`` stretches. Equal strides would pick one class of a dataset whose classes take turns.
         source: Where the data comes from, for messages.
 
     Raises:
@@ -72,12 +74,22 @@ def take(dataset: Any, name: str, limit: int | None, source: str) -> Split:
         ) from error
     if size == 0:
         raise DataError(f"{source}: split {name!r} is empty", "give every split at least one image")
-    count = size if limit is None else min(limit, size)
+    chosen = range(size)
+    if limit is not None and limit < size:
+        ends = np.linspace(0, size, limit + 1).astype(int)
+        chosen = np.random.default_rng(0).integers(ends[:-1], ends[1:]).tolist()
     images: list[torch.Tensor] = []
     labels: list[int] = []
-    for index in np.linspace(0, size, count, endpoint=False).astype(int).tolist():
+    for index in chosen:
         try:
-            image, label = dataset[index]
+            item = dataset[index]
+        except Exception as error:
+            raise DataError(
+                f"{source}: item {index} of split {name!r} cannot be read: {type(error).__name__}: {error}",
+                "index the dataset by itself to see why",
+            ) from error
+        try:
+            image, label = item
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"{source}: item {index} of split {name!r} is not an (image, label) pair: {error}",
@@ -96,12 +108,12 @@ def take(dataset: Any, name: str, limit: int | None, source: str) -> Split:
                 "resize or crop all images to one shape",
             )
         try:
-            labels.append(int(label))
+            labels.append(operator.index(label))
         except (TypeError, ValueError) as error:
             raise DataError(
                 f"{source}: label {index} of split {name!r} is {label!r}, not an integer", "use class indices from 0"
             ) from error
-        images.append(image.to(torch.float32))
+        images.append(image.detach().to("cpu", torch.float32))
     stacked = torch.stack(images)
     if not torch.isfinite(stacked).all():
         raise DataError(f"{source}: split {name!r} holds NaN or infinite pixels", "check the normalisation")

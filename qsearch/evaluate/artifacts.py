@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from qsearch.cache import cache_dir, write_atomically
 
@@ -28,13 +30,19 @@ class ArtifactCache:
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """Returns the tensors of a key, or None; a damaged file counts as absent and is removed."""
         path = self._path(key)
+        if not path.is_file():
+            return None
         try:
-            return load_file(path)
-        except FileNotFoundError:
-            return None
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                checksum = (file.metadata() or {}).get("sha256")
+            if checksum == _checksum(tensors):
+                return tensors
         except (SafetensorError, OSError, ValueError):
+            pass
+        with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-            return None
+        return None
 
     def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
         """Keeps tensors under a key.
@@ -43,4 +51,14 @@ class ArtifactCache:
             QSearchError: The cache cannot be written.
         """
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        write_atomically(self._path(key), lambda path: save_file(contiguous, path))
+        content = save(contiguous, {"sha256": _checksum(contiguous)})
+        write_atomically(self._path(key), lambda path: path.write_bytes(content))
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
+    """sha256 over names, types, shapes and values; the file format has none of its own."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.numpy().tobytes())
+    return sha.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -16,6 +16,7 @@ from qsearch.types import BitConfig, EvaluationKey, Score, digest
 Options = TypeVar("Options")
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """One fidelity.
 
@@ -68,15 +69,35 @@ def resolve_device(name: str) -> torch.device:
     """Turns ``cpu``, ``cuda``, ``cuda:1`` or ``auto`` into a device that exists.
 
     Raises:
-        EvaluationError: A GPU is asked for and there is none.
+        EvaluationError: There is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise EvaluationError(
-            "execution.device is 'cuda', but torch sees no GPU here", "use device: auto, or install a CUDA build"
-        )
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise EvaluationError(f"execution.device is {name!r}: {error}", "known: auto, cpu, cuda, cuda:N") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise EvaluationError(
+                f"execution.device is {name!r}, but torch sees no GPU here",
+                "use device: auto, or install a CUDA build",
+            )
+        if (device.index or 0) >= count:
+            raise EvaluationError(
+                f"execution.device is {name!r}, but there are only {count} GPUs", f"use cuda:0 to cuda:{count - 1}"
+            )
+    return device
+
+
+def make_exact(device: torch.device) -> None:
+    """Makes a GPU repeat itself and compute in full float32; does nothing for the CPU."""
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def evaluation_key(evaluator: Evaluator, target: Target, config: BitConfig, split: str, seed: int) -> EvaluationKey:

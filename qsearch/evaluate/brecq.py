@@ -79,6 +79,7 @@ class BRECQEvaluator(PTQEvaluator):
         super().__init__(target, options, device, seed)
         self.cache = cache or ArtifactCache()
         self._codes: dict[str, dict[int, torch.Tensor]] = {}
+        self._tensors: dict[Unit, tuple[int, ...]] = {}
         self._streams: dict[str, torch.Tensor] = {}
         self._fisher: dict[str, torch.Tensor] = {}
 
@@ -108,6 +109,7 @@ class BRECQEvaluator(PTQEvaluator):
                 "version": self.version,
                 "torch": torch.__version__,
                 "device": self.device.type,
+                "threads": torch.get_num_threads(),  # the order of sums in a backward pass depends on them
             }
         )
 
@@ -123,8 +125,9 @@ class BRECQEvaluator(PTQEvaluator):
         return stitched
 
     def _unit_codes(self, unit: Unit, bits: Mapping[int, int], bits_of: Mapping[int, int]) -> dict[int, torch.Tensor]:
-        module, tensors = extract_unit(self.target.graph, unit)
-        activation_bits = {t: bits_of[t] for t in tensors if t in bits_of}
+        if unit not in self._tensors:
+            self._tensors[unit] = extract_unit(self.target.graph, unit)[1]
+        activation_bits = {t: bits_of[t] for t in self._tensors[unit] if t in bits_of}
         key = digest(
             {
                 "base": self._base_digest,
@@ -137,6 +140,7 @@ class BRECQEvaluator(PTQEvaluator):
             found = self.cache.get(key)
             if found is None:
                 generator = torch.Generator().manual_seed(int(key[:15], 16))
+                module, _ = extract_unit(self.target.graph, unit)
                 inputs, targets = self._stream(unit.entry), self._stream(unit.exit)
                 codes = reconstruct_unit(
                     self.target.graph,

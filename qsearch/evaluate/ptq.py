@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from qsearch.errors import EvaluationError
-from qsearch.evaluate.base import read_options
+from qsearch.data import Split
+from qsearch.errors import EvaluationError, nearest
+from qsearch.evaluate.base import make_exact, read_options
 from qsearch.evaluate.scoring import score
 from qsearch.evaluate.target import Target
 from qsearch.quant import (
@@ -47,6 +48,7 @@ class PTQEvaluator:
 
     def __init__(self, target: Target, options: Mapping[str, Any], device: torch.device, seed: int) -> None:
         self.options = read_options(self.options_type(), options, f"fidelities.{self.name}")
+        make_exact(device)
         self.target = target.to(device)
         self.device = device
         self.seed = seed
@@ -63,6 +65,7 @@ class PTQEvaluator:
 
     def settings(self) -> dict[str, Any]:
         """Conventions in force."""
+        graph = self.target.graph
         return {
             "weights": "per-channel symmetric full range, MSE scale; 1 bit: mid-rise, mean magnitude",
             "activations": "per-tensor, unsigned from the graph or affine, MSE range",
@@ -71,21 +74,38 @@ class PTQEvaluator:
             "batch_norm": "folded",
             "input_image": "quantized like any tensor",
             "logits": "not quantized",
+            # The digest of the network does not know where quantizers stand.
+            "tensors": [[t.node, "unsigned" if t.unsigned else "affine", t.group] for t in graph.tensors],
+            "layers": [[layer.name, layer.tensor] for layer in graph.layers],
         }
 
     def evaluate(self, config: BitConfig, split: str) -> Score:
         """Scores one configuration; see :class:`qsearch.evaluate.base.Evaluator`."""
-        if split not in self.target.splits:
-            raise EvaluationError(f"there is no split {split!r}", f"known: {', '.join(self.target.splits)}")
-        network = self.network()
-        network.configure(self.weights(config), self.activation_grids(config))
-        return score(network, self.target.splits[split], self.target.batch_size, self.device)
+        self.split(split)  # before anything is quantized for nothing
+        return self._score(self.weights(config), self.activation_grids(config), split)
 
     def evaluate_float(self, split: str) -> Score:
-        """Scores the float network on a split."""
+        """Scores the float network on a split.
+
+        Raises:
+            EvaluationError: There is no such split, or the logits are not finite.
+        """
+        return self._score({}, {}, split)
+
+    def _score(self, weights: Mapping[int, torch.Tensor], grids: Mapping[int, ActivationGrid], split: str) -> Score:
         network = self.network()
-        network.configure({}, {})
-        return score(network, self.target.splits[split], self.target.batch_size, self.device)
+        network.configure(weights, grids)
+        return score(network, self.split(split), self.target.batch_size, self.device)
+
+    def split(self, name: str) -> Split:
+        """A split by name.
+
+        Raises:
+            EvaluationError: There is none of that name.
+        """
+        if name not in self.target.splits:
+            raise EvaluationError(f"there is no split {name!r}", nearest(name, self.target.splits))
+        return self.target.splits[name]
 
     def network(self) -> QuantizedNetwork:
         """The network with its quantizers, built once."""

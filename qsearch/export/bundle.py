@@ -50,9 +50,8 @@ def select_points(front: Front, wanted: str) -> tuple[FrontPoint, ...]:
     """
     if wanted == "all":
         return front.points
-    chosen = tuple(p for p in front.points if (p.is_knee if wanted == "knee" else str(p.id) == wanted.lstrip("0 ")))
-    if wanted.strip() == "0":
-        chosen = tuple(p for p in front.points if p.id == 0)
+    number = int(wanted) if wanted.isdecimal() else None
+    chosen = tuple(p for p in front.points if (p.is_knee if wanted == "knee" else p.id == number))
     if not chosen:
         known = ", ".join(str(point.id) for point in front.points) or "none"
         raise ExportError(f"there is no point {wanted!r} on the front", f"write all, knee, or one of: {known}")

@@ -218,7 +218,8 @@ class Configuration(_Part):
         strange = [name for name in widths if name not in names]
         if strange:
             raise ExportError(
-                f"the network has no layer {strange[0]!r}", f"was it made for this network? {nearest(strange[0], names)}"
+                f"the network has no layer {strange[0]!r}",
+                f"was it made for this network? {nearest(strange[0], names)}",
             )
         missing = [name for name in names if name not in widths]
         if missing:

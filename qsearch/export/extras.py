@@ -27,4 +27,6 @@ def require(module: str, extra: str, what: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise MissingExtra(f"{what} needs {package}, which is not installed", f"pip install 'qsearch[{extra}]'") from error
+        raise MissingExtra(
+            f"{what} needs {package}, which is not installed", f"pip install 'qsearch[{extra}]'"
+        ) from error

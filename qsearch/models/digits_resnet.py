@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -113,17 +114,18 @@ def digits_resnet(
         "torch": torch.__version__,
         "train": hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest(),
     }
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = DigitsResNet(**network_shape)
     path = cache_dir() / "models" / f"digits_resnet-{digest(recipe)[:16]}.safetensors"
     if path.is_file():
+        network = DigitsResNet(**network_shape)
         try:
             network.load_state_dict(load_file(path))
             return network.eval()
-        except Exception:
-            path.unlink(missing_ok=True)  # a damaged cache entry is trained again
+        except Exception as error:  # what a damaged file raises is not documented; it is trained again and replaced
+            logging.getLogger(__name__).warning("%s is damaged and is trained again: %s", path, error)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = DigitsResNet(**network_shape)
     train_classifier(network, images, labels, epochs=epochs, seed=seed)
-    state = {name: value.contiguous() for name, value in network.state_dict().items()}
-    write_atomically(path, lambda temporary: save_file(state, temporary))
+    content = save({name: value.contiguous() for name, value in network.state_dict().items()})
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
     return network

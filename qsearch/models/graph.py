@@ -10,9 +10,10 @@ import torch
 from torch import fx, nn
 
 from qsearch.errors import ModelError
+from qsearch.models.inplace import functionalize
 from qsearch.models.ops import Ops
 from qsearch.models.portable import pack, unpack
-from qsearch.models.trace import fold_batch_norm, record_shapes, trace
+from qsearch.models.trace import copy_network, fold_batch_norm, record_shapes, trace
 from qsearch.models.units import Unit, find_units
 from qsearch.types import LayerShape
 
@@ -101,7 +102,7 @@ def _is_quantizable(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Conv2d | nn.Linear) and getattr(module, "padding_mode", "zeros") == "zeros"
 
 
-def _layer_nodes(traced: fx.GraphModule) -> tuple[list[fx.Node], list[str]]:
+def _layer_nodes(traced: fx.GraphModule, ops: Ops) -> tuple[list[fx.Node], list[str]]:
     """Quantizable calls, and notes on parametric modules that stay float."""
     modules = dict(traced.named_modules())
     calls: dict[str, int] = {}
@@ -115,7 +116,7 @@ def _layer_nodes(traced: fx.GraphModule) -> tuple[list[fx.Node], list[str]]:
         if node.op != "call_module":
             continue
         name, module = str(node.target), modules[str(node.target)]
-        if _is_quantizable(module) and calls[name] == 1:
+        if _is_quantizable(module) and calls[name] == 1 and ops.tensor_inputs(node):
             nodes.append(node)
         elif any(True for _ in module.parameters()):
             reason = f"is called {calls[name]} times" if calls[name] > 1 else f"is a {type(module).__name__}"
@@ -171,24 +172,33 @@ def _find_tensors(graph: fx.Graph, layers: list[fx.Node], ops: Ops, add_policy: 
     """Nodes whose values are stored quantized, in execution order, and which of them share a bit-width."""
     found = {ops.source(ops.tensor_inputs(node)[0]) for node in layers}
     ties = _Ties()
-    for node in graph.nodes:
+    # From the end, so that what a sum becomes is known to be stored before its summands are looked at.
+    for node in reversed(graph.nodes):
         if not (ops.is_add(node) or ops.is_cat(node)):
             continue
         sources = [ops.source(n) for n in ops.tensor_inputs(node)]
-        quantized = [s for s in sources if s in found]
+        tied = [s for s in sources if s in found]
         if add_policy == "both_inputs" and ops.is_add(node):
             # Hardware adders need both summands on a stored grid of one width; two raw accumulators take the
             # width of the tensor that the sum becomes.
-            becomes = node
-            while len(becomes.users) == 1 and ops.is_activation(user := next(iter(becomes.users))):
-                becomes = user
-            if not quantized and becomes in found:
+            if not tied and (becomes := _stored_as(node, found, ops)) is not None:
                 ties.tie(sources[0], becomes)
             found.update(sources)
-            quantized = sources
-        for other in quantized[1:]:
-            ties.tie(quantized[0], other)
+            tied = sources
+        for other in tied[1:]:
+            ties.tie(tied[0], other)
     return sorted(found, key=lambda n: n.meta["order"]), ties
+
+
+def _stored_as(node: fx.Node, found: set[fx.Node], ops: Ops) -> fx.Node | None:
+    """The stored tensor that a value becomes through non-linearities, poolings and reshapes that it alone feeds."""
+    while node not in found:
+        if len(node.users) != 1:
+            return None
+        node = next(iter(node.users))
+        if not (ops.is_activation(node) or ops.keeps_grid(node) or ops.keeps_sign(node)):
+            return None
+    return node
 
 
 def graph_digest(module: fx.GraphModule) -> str:
@@ -205,6 +215,24 @@ def graph_digest(module: fx.GraphModule) -> str:
     return sha.hexdigest()
 
 
+def _check_same(module: nn.Module, logits: torch.Tensor, example: torch.Tensor) -> None:
+    """Compares the traced and folded network with the user's own.
+
+    Raises:
+        ModelError: They disagree by far more than rounding.
+    """
+    with torch.no_grad():
+        expected = copy_network(module)(example.clone())
+    difference = float((logits - expected).abs().max())
+    # NaN logits are reported when an evaluation meets them.
+    if difference > 1e-2 * float(expected.abs().max()) + 1e-6:
+        raise ModelError(
+            f"the traced network does not compute what the network computes: logits differ by {difference:.3g}",
+            "a tensor changed in place (x += y) and read under another name, or chance, cannot be traced; "
+            "write it out of place",
+        )
+
+
 def build_graph(module: nn.Module, example: torch.Tensor, add_policy: str = "after_relu") -> QuantGraph:
     """Traces, folds and analyses a network.
 
@@ -215,17 +243,19 @@ def build_graph(module: nn.Module, example: torch.Tensor, add_policy: str = "aft
             accumulator); ``both_inputs`` also stores both summands quantized.
 
     Raises:
-        ModelError: It cannot be traced, does not fit the images, or holds no quantizable layer.
+        ModelError: It cannot be traced faithfully, does not fit the images, or holds no quantizable layer.
     """
     if add_policy not in ADD_POLICIES:
         raise ModelError(f"unknown add_policy {add_policy!r}", f"known: {', '.join(ADD_POLICIES)}")
     traced = trace(module)
-    unfolded = fold_batch_norm(traced)
     record_shapes(traced, example)
+    functionalize(traced)
+    unfolded = fold_batch_norm(traced)
+    _check_same(module, record_shapes(traced, example), example)
     ops = Ops(traced)
     for order, node in enumerate(traced.graph.nodes):
         node.meta["order"] = order
-    nodes, notes = _layer_nodes(traced)
+    nodes, notes = _layer_nodes(traced, ops)
     if not nodes:
         raise ModelError("the network has no convolution or linear layer to quantize", "is this the right model?")
     unfolded_notes = {f"{name!r} is a {type(traced.get_submodule(name)).__name__}: kept float" for name in unfolded}
@@ -241,16 +271,23 @@ def build_graph(module: nn.Module, example: torch.Tensor, add_policy: str = "aft
         _layer_shape(node, traced.get_submodule(str(node.target)), index_of[ops.source(ops.tensor_inputs(node)[0])])
         for node in nodes
     )
-    quantized = sum(p.numel() for layer in layers for p in traced.get_submodule(layer.name).parameters())
+    quantized = {p for layer in layers for p in traced.get_submodule(layer.name).parameters()}
     return QuantGraph(
         module=traced,
         layers=layers,
         layer_nodes=tuple(node.name for node in nodes),
         tensors=tensors,
-        units=tuple(find_units(traced.graph, {n.name: i for i, n in enumerate(nodes)}, ops)),
+        units=tuple(
+            find_units(
+                traced.graph,
+                {n.name: i for i, n in enumerate(nodes)},
+                {n.name: i for i, n in enumerate(tensor_nodes)},
+                ops,
+            )
+        ),
         input_shape=tuple(example.shape[1:]),
         classes=_shape(next(n for n in traced.graph.nodes if n.op == "output").all_input_nodes[0])[1],
-        float_parameters=sum(p.numel() for p in traced.parameters()) - quantized,
+        float_parameters=sum(p.numel() for p in traced.parameters() if p not in quantized),
         notes=tuple(notes),
         digest=graph_digest(traced),
     )

@@ -1,4 +1,4 @@
-"""In-place operations become out-of-place ones; they would corrupt recorded activations and swapped-in weights."""
+"""In-place operations become out-of-place ones; they would corrupt recorded activations."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from torch import fx
 def functionalize(traced: fx.GraphModule) -> None:
     """Rewrites ``x.relu_()``, ``F.relu(x, inplace=True)`` and in-place modules; later readers of x read the result.
 
-    What is written through a view and read through its base cannot be followed (the caller compares outputs).
+    What is written through a view and read through its base is not followed; :func:`qsearch.models.build_graph`
+    compares the outputs.
 
     Args:
-        traced: The graph, with shapes recorded; changed.
+        traced: The graph; changed.
     """
+    in_place = {name for name, child in traced.named_modules() if getattr(child, "inplace", False) is True}
+    for name in in_place:
+        traced.get_submodule(name).inplace = False  # type: ignore[assignment]
     order = {node: i for i, node in enumerate(traced.graph.nodes)}
     for node in traced.graph.nodes:
-        if not _make_out_of_place(traced, node):
+        if not (node.op == "call_module" and node.target in in_place) and not _make_out_of_place(node):
             continue
         changed = node.args[0] if node.args else node.kwargs.get("input")
         if isinstance(changed, fx.Node):
@@ -32,22 +36,33 @@ def functionalize(traced: fx.GraphModule) -> None:
     traced.recompile()
 
 
-def _make_out_of_place(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """True when the node worked in place; it no longer does."""
-    if node.op == "call_module":
-        module = traced.get_submodule(str(node.target))
-        if getattr(module, "inplace", False) is not True:
-            return False
-        for reader in traced.graph.find_nodes(op="call_module", target=node.target):
-            reader.meta["was_in_place"] = True  # a module may be called more than once
-        module.inplace = False  # type: ignore[assignment]
-    elif node.op == "call_method" and _is_method(_twin_name(node.target)):
-        node.target = _twin_name(node.target)
-        return True
-    elif node.op == "call_function" and (twin := _twin_function(node.target)) is not None:
-        node.target = twin
-        return True
-    elif node.kwargs.get("inplace") is True:
+def _make_out_of_place(node: fx.Node) -> bool:
+    """Replaces an in-place function or method by its twin; False when the node does not work in place."""
+    if node.kwargs.get("inplace") is True:
         node.kwargs = {**node.kwargs, "inplace": False}
         return True
+    if node.op == "call_method":
+        name = _without_underscore(str(node.target))
+        # Not every such method computes something: of requires_grad_ the twin is an attribute.
+        if name and callable(getattr(torch.Tensor, name, None)):
+            node.target = name
+            return True
+    elif node.op == "call_function" and (twin := _twin(node.target)) is not None:
+        node.target = twin
+        return True
     return False
+
+
+def _without_underscore(name: str) -> str | None:
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else None
+
+
+def _twin(function: Any) -> Callable[..., Any] | None:
+    """``torch.relu`` of ``torch.relu_``; None for a function that does not work in place."""
+    name = getattr(function, "__name__", "")
+    short = _without_underscore(name)
+    for namespace in (torch, F):
+        if short and getattr(namespace, name, None) is function:
+            twin: Callable[..., Any] | None = getattr(namespace, short, None)
+            return twin
+    return None

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-
-#: In-place operators and their out-of-place twins; in-place ones would corrupt captured activations.
-OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
-    operator.iadd: operator.add,
-    operator.imul: operator.mul,
-    operator.isub: operator.sub,
-}
-METHOD_OUT_OF_PLACE = {"add_": "add", "mul_": "mul", "relu_": "relu", "clamp_": "clamp", "sub_": "sub"}
 
 _GRID_PRESERVING_MODULES = (
     nn.MaxPool1d,
@@ -86,7 +77,13 @@ class Ops:
 
     def keeps_grid(self, node: fx.Node) -> bool:
         """True when the output holds only values of the first input (and zeros)."""
+        if node.op == "call_function" and node.target is F.pad and not _pads_with_zeros(node):
+            return False
         return self._is(node, _GRID_PRESERVING_MODULES, _GRID_PRESERVING_FUNCTIONS, _GRID_PRESERVING_METHODS)
+
+    def keeps_sign(self, node: fx.Node) -> bool:
+        """True for an average over values of the first input."""
+        return self._is(node, _SIGN_KEEPING_MODULES, _SIGN_KEEPING_FUNCTIONS, _SIGN_KEEPING_METHODS)
 
     def is_activation(self, node: fx.Node) -> bool:
         """True for an element-wise non-linearity."""
@@ -101,17 +98,15 @@ class Ops:
         return self._is(node, (), _CAT_FUNCTIONS, set())
 
     def tensor_inputs(self, node: fx.Node) -> list[fx.Node]:
-        """Inputs that are values of the graph, in argument order (parameters and sizes left out)."""
-        return [n for n in node.all_input_nodes if n.op != "get_attr" and "shape" in _meta(n)]
+        """Inputs computed from the image, in argument order (parameters, constants and sizes left out)."""
+        return [n for n in node.all_input_nodes if "shape" in n.meta]
 
     def is_non_negative(self, node: fx.Node) -> bool:
         """True when no value of the node can be negative, judged from the graph, never from data."""
         if self._is(node, _NON_NEGATIVE_MODULES, _NON_NEGATIVE_FUNCTIONS, _NON_NEGATIVE_METHODS):
             return True
         inputs = self.tensor_inputs(node)
-        if self.keeps_grid(node) or self._is(
-            node, _SIGN_KEEPING_MODULES, _SIGN_KEEPING_FUNCTIONS, _SIGN_KEEPING_METHODS
-        ):
+        if self.keeps_grid(node) or self.keeps_sign(node):
             return bool(inputs) and self.is_non_negative(inputs[0])
         is_product = self._is(node, (), {operator.mul, torch.mul}, {"mul"})
         if (self.is_add(node) or self.is_cat(node) or is_product) and len(inputs) == len(node.all_input_nodes):
@@ -125,5 +120,8 @@ class Ops:
         return node
 
 
-def _meta(node: fx.Node) -> dict[str, Any]:
-    return {"shape": node.meta["shape"]} if "shape" in node.meta else {}
+def _pads_with_zeros(node: fx.Node) -> bool:
+    """True for a padding with zeros or with values of the tensor itself."""
+    mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
+    value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
+    return mode != "constant" or value in (None, 0)

@@ -6,6 +6,7 @@ functions. Here the nodes themselves travel, and the submodules they call.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,8 @@ def pack(module: fx.GraphModule) -> dict[str, Any]:
             node.op,
             node.name,
             node.target,
-            fx.map_arg(node.args, lambda n: _Ref(n.name)),
-            fx.map_arg(node.kwargs, lambda n: _Ref(n.name)),
+            _refer(node.args),
+            _refer(node.kwargs),
         )
         for node in module.graph.nodes
     ]
@@ -75,6 +76,12 @@ def _get(module: nn.Module, name: str) -> Any:
     for part in name.split("."):
         value = getattr(value, part)
     return value
+
+
+def _refer(value: Any) -> Any:
+    """Arguments with every node replaced by a reference."""
+    reference: Callable[[fx.Node], Any] = lambda node: _Ref(node.name)  # noqa: E731
+    return fx.map_arg(value, reference)
 
 
 def _resolve(value: Any, made: dict[str, fx.Node]) -> Any:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from qsearch import plugins
@@ -45,7 +47,7 @@ def load_network(source: str, weights: str | None, arguments: Mapping[str, Any],
 
 
 def _call(factory: Any, source: str, arguments: Mapping[str, Any], data: Mapping[str, Any]) -> nn.Module:
-    if not callable(factory):
+    if not callable(factory) or isinstance(factory, nn.Module):
         raise ModelError(f"model {source!r} is a {type(factory).__name__}, not a function", "name a factory function")
     keywords = dict(arguments)
     parameters = inspect.signature(factory).parameters
@@ -116,14 +118,12 @@ def load_checkpoint(network: nn.Module, path: Path) -> None:
         raise ModelError(f"checkpoint {path} does not exist", "is the path relative to the study file?")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile, SafetensorError) as error:
         raise ModelError(f"checkpoint {path} cannot be read: {error}", "is the file complete?") from error
-    except Exception as error:  # UnpicklingError and SafetensorError have no common base
+    except Exception as error:  # UnpicklingError, and whatever else the unpickler trips over
         raise ModelError(
             f"checkpoint {path} is not a plain state dict: {error}",
             "save model.state_dict() alone: objects and code in a checkpoint are never loaded",
@@ -132,8 +132,8 @@ def load_checkpoint(network: nn.Module, path: Path) -> None:
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ModelError(f"checkpoint {path} does not hold a state dict of tensors", "save model.state_dict() alone")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
     own = network.state_dict()
+    state = {key if key in own else key.removeprefix("module."): value for key, value in state.items()}
     optional = {key for key in own if key.endswith("num_batches_tracked")}
     problems = [f"{key}: missing" for key in own if key not in state and key not in optional]
     problems += [f"{key}: not in the network ({nearest(key, own)})" for key in state if key not in own]

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from qsearch.errors import ModelError
-from qsearch.models.ops import METHOD_OUT_OF_PLACE, OUT_OF_PLACE
 
 _TRACE_HINT = (
     "control flow that depends on tensor values cannot be traced; rewrite that forward without it, or wrap the part "
@@ -34,18 +34,42 @@ class _NamingTracer(fx.Tracer):
             raise
 
 
-def trace(module: nn.Module) -> fx.GraphModule:
-    """Traces a network symbolically, in evaluation mode, without in-place operations.
-
-    The caller's module is not changed.
+def copy_network(module: nn.Module) -> nn.Module:
+    """Copies a network, in evaluation mode, with parametrized weights made plain.
 
     Raises:
-        ModelError: It cannot be traced; names the innermost module that failed.
+        ModelError: It cannot be copied.
     """
-    module = copy.deepcopy(module).eval()
-    for child in module.modules():
-        if getattr(child, "inplace", False) is True:
-            child.inplace = False  # type: ignore[assignment]
+    try:
+        module = copy.deepcopy(module).eval()
+    except Exception as error:
+        raise ModelError(
+            f"the network cannot be copied: {error}",
+            "return a network that copy.deepcopy can copy; weight_norm hooks, for one, must be removed before",
+        ) from error
+    for child in list(module.modules()):
+        if parametrize.is_parametrized(child):
+            _make_plain(child)
+    return module
+
+
+def _make_plain(module: nn.Module) -> None:
+    """Replaces parametrized weights by their values; torch's own removal changes a class that all copies share."""
+    parametrizations = module.parametrizations
+    values = {name: getattr(module, name).detach().clone() for name in parametrizations}  # type: ignore[union-attr]
+    module.__class__ = type(module).__bases__[0]
+    del module.parametrizations
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value))
+
+
+def trace(module: nn.Module) -> fx.GraphModule:
+    """Traces a copy of a network symbolically, in evaluation mode.
+
+    Raises:
+        ModelError: It cannot be copied or traced; names the innermost module that failed.
+    """
+    module = copy_network(module)
     tracer = _NamingTracer()
     try:
         graph = tracer.trace(module)
@@ -61,16 +85,6 @@ def trace(module: nn.Module) -> fx.GraphModule:
             f"the network takes {len(placeholders)} inputs; one image tensor is expected",
             "wrap it in a module whose forward takes the image alone",
         )
-    for node in graph.nodes:
-        if node.op == "call_function":
-            node.target = OUT_OF_PLACE.get(node.target, node.target)
-        elif node.op == "call_method":
-            node.target = METHOD_OUT_OF_PLACE.get(str(node.target), node.target)
-        if node.kwargs.get("inplace") is True:
-            node.kwargs = {**node.kwargs, "inplace": False}
-    graph.eliminate_dead_code()
-    graph.lint()
-    traced.recompile()
     return traced
 
 
@@ -83,7 +97,7 @@ def _calls(traced: fx.GraphModule) -> dict[str, list[fx.Node]]:
 
 
 def fold_batch_norm(traced: fx.GraphModule) -> list[str]:
-    """Folds every batch norm that directly follows a convolution or linear layer, in place.
+    """Folds every batch norm that directly follows a convolution or linear layer, in place; shapes must be recorded.
 
     Uses running statistics and eps: ``w' = w * gamma / sqrt(var + eps)``, ``b' = (b - mean) * gamma /
     sqrt(var + eps) + beta``.
@@ -108,6 +122,8 @@ def fold_batch_norm(traced: fx.GraphModule) -> list[str]:
             and len(calls[str(source.target)]) == 1
             and len(calls[str(node.target)]) == 1
             and norm.running_mean is not None
+            # The channels of a batch norm are axis 1; those of a linear layer are the last axis.
+            and (isinstance(layer, nn.Conv2d) or len(source.meta["shape"]) == 2)
         )
         if not foldable:
             kept.append(str(node.target))
@@ -128,28 +144,40 @@ def _set_module(root: nn.Module, name: str, module: nn.Module) -> None:
 
 
 class _ShapeRecorder(fx.Interpreter):
-    """Writes the shape of every tensor value into ``node.meta['shape']``."""
+    """Writes the shape of every tensor that depends on the image's values into ``node.meta['shape']``."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self._from_image: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if isinstance(result, torch.Tensor) and n.op != "get_attr":
-            n.meta["shape"] = tuple(result.shape)
+        n.meta.pop("shape", None)
+        if n.op == "placeholder" or not self._from_image.isdisjoint(n.all_input_nodes):
+            if isinstance(result, torch.Tensor):
+                n.meta["shape"] = tuple(result.shape)
+                self._from_image.add(n)
+            elif isinstance(result, tuple | list) and any(isinstance(part, torch.Tensor) for part in result):
+                self._from_image.add(n)  # split, chunk, ...; sizes are tuples too, but of numbers
         return result
 
 
 @torch.no_grad()
-def record_shapes(traced: fx.GraphModule, example: torch.Tensor) -> None:
-    """Runs one batch and notes the shape of every value.
+def record_shapes(traced: fx.GraphModule, example: torch.Tensor) -> torch.Tensor:
+    """Runs one batch and notes the shape of every value that depends on the image.
 
     Args:
         traced: The graph.
         example: Images, float, ``[n, channels, height, width]``.
 
+    Returns:
+        The logits ``[n, classes]``.
+
     Raises:
         ModelError: The network does not accept such images, or does not return ``[n, classes]``.
     """
     try:
-        output = _ShapeRecorder(traced).run(example)
+        output = _ShapeRecorder(traced).run(example.clone())
     except Exception as error:
         raise ModelError(
             f"the network fails on a batch of shape {tuple(example.shape)}: {error}",
@@ -161,3 +189,4 @@ def record_shapes(traced: fx.GraphModule, example: torch.Tensor) -> None:
             f"the network returns {got}; logits of shape [batch, classes] are expected",
             "wrap it in a module that returns only the classification logits",
         )
+    return output

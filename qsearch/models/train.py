@@ -40,6 +40,25 @@ def train_classifier(
         lr: Peak learning rate.
         seed: Seeds order and shifts; equal seeds give equal weights on one machine.
     """
+    # The sums of a backward pass depend on the number of threads; a resumed study must find the same network.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _train(network, images, labels, epochs, batch_size, lr, seed)
+    finally:
+        torch.set_num_threads(threads)
+    network.eval()
+
+
+def _train(
+    network: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    seed: int,
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     steps = max(1, len(images) // batch_size)
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -55,4 +74,3 @@ def train_classifier(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    network.eval()

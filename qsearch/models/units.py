@@ -24,6 +24,8 @@ class Unit:
         exit: Name of the node whose value leaves it.
         nodes: Names of the nodes inside, in graph order, the entry left out.
         layers: Indices of the layers inside.
+        entry_tensor: Index of the activation tensor that enters, possibly through operations that keep its grid;
+            None when the entry is not quantized.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Unit:
     exit: str
     nodes: tuple[str, ...]
     layers: tuple[int, ...]
+    entry_tensor: int | None
 
 
 def _extend(exit_node: fx.Node, ops: Ops) -> list[fx.Node]:
@@ -62,12 +65,13 @@ def _common_name(names: list[str]) -> str:
     return ".".join(common) or "+".join(names)
 
 
-def find_units(graph: fx.Graph, layer_index: dict[str, int], ops: Ops) -> list[Unit]:
+def find_units(graph: fx.Graph, layer_index: dict[str, int], tensor_index: dict[str, int], ops: Ops) -> list[Unit]:
     """Splits a graph into reconstruction units that together hold every layer exactly once.
 
     Args:
         graph: The folded graph, with shapes recorded.
         layer_index: fx node name to layer index, for the quantizable layers.
+        tensor_index: fx node name to activation-tensor index.
         ops: The classifier of its nodes.
     """
     dag = nx.DiGraph()
@@ -77,6 +81,10 @@ def find_units(graph: fx.Graph, layer_index: dict[str, int], ops: Ops) -> list[U
         dag.add_edges_from((source, node) for source in node.all_input_nodes if source.op != "get_attr")
     placeholder = next(n for n in graph.nodes if n.op == "placeholder")
     dominators = dict(nx.immediate_dominators(dag, placeholder))
+
+    def unit(name: str, entry: fx.Node, nodes: list[fx.Node], layers: list[int]) -> Unit:
+        names = tuple(n.name for n in nodes)
+        return Unit(name, entry.name, names[-1], names, tuple(layers), tensor_index.get(ops.source(entry).name))
 
     regions = [_residual_region(n, dag, dominators, ops) for n in graph.nodes if n in dominators and ops.is_add(n)]
     taken: set[fx.Node] = set()
@@ -88,11 +96,9 @@ def find_units(graph: fx.Graph, layer_index: dict[str, int], ops: Ops) -> list[U
         taken |= set(region)
         entry = dominators[next(n for n in region if ops.is_add(n) and dominators[n] not in region)]
         name = _common_name([str(n.target) for n in region if n.name in layer_index])
-        units.append(Unit(name, entry.name, region[-1].name, tuple(n.name for n in region), tuple(layers)))
+        units.append(unit(name, entry, region, layers))
     for node in graph.nodes:
         if node.name in layer_index and node not in taken:
             nodes = [node, *_extend(node, ops)]
-            entry = ops.tensor_inputs(node)[0]
-            names = tuple(n.name for n in nodes)
-            units.append(Unit(str(node.target), entry.name, names[-1], names, (layer_index[node.name],)))
+            units.append(unit(str(node.target), ops.tensor_inputs(node)[0], nodes, [layer_index[node.name]]))
     return sorted(units, key=lambda unit: unit.layers)

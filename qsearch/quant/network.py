@@ -99,27 +99,26 @@ def extract_unit(graph: QuantGraph, unit: Unit) -> tuple[fx.GraphModule, tuple[i
     """
     nodes = {node.name: node for node in graph.module.graph.nodes}
     tensor_of = {tensor.node: tensor.index for tensor in graph.tensors}
-    entry = nodes[unit.entry]
-    # Between the tensor and the entry lie only grid-preserving operations, so quantizing after them is the same.
-    source = entry
-    readers = [graph.layers[i].tensor for i in unit.layers]
-    read_at_entry = {t for t in readers if graph.tensors[t].node not in unit.nodes}
-    at_entry = tensor_of.get(source.name, next(iter(read_at_entry), None))
-
     new = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    inside: list[int] = []
+
+    def quantize(node: fx.Node, tensor: int) -> fx.Node:
+        inside.append(tensor)
+        return new.call_module(quantizer_name(tensor), (node,))
+
+    def copy_of(node: fx.Node) -> fx.Node:
+        if node not in mapping:  # also a parameter, or what is computed from parameters alone, wherever it stands
+            mapping[node] = new.node_copy(node, copy_of)
+        return mapping[node]
+
     value = new.placeholder("entry")
-    if at_entry is not None:
-        value = new.call_module(quantizer_name(at_entry), (value,))
-    mapping: dict[fx.Node, fx.Node] = {entry: value}
-    inside: list[int] = [] if at_entry is None else [at_entry]
+    # Between the tensor and the entry lie only grid-preserving operations, so quantizing after them is the same.
+    mapping[nodes[unit.entry]] = value if unit.entry_tensor is None else quantize(value, unit.entry_tensor)
     for name in unit.nodes:
-        node = nodes[name]
-        for parameter in (n for n in node.all_input_nodes if n.op == "get_attr" and n not in mapping):
-            mapping[parameter] = new.node_copy(parameter, lambda n: mapping[n])
-        mapping[node] = new.node_copy(node, lambda n: mapping[n])
+        result = copy_of(nodes[name])
         if name in tensor_of and name != unit.exit:
-            mapping[node] = new.call_module(quantizer_name(tensor_of[name]), (mapping[node],))
-            inside.append(tensor_of[name])
+            mapping[nodes[name]] = quantize(result, tensor_of[name])
     new.output(mapping[nodes[unit.exit]])
 
     root = nn.Module()

@@ -7,19 +7,19 @@ lives in memory (who holds which lease) is rebuilt by handing unfinished candida
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import replace
 from typing import Any
 
 from qsearch.errors import StudyMismatchError
 from qsearch.pareto import Archive, hypervolume
 from qsearch.run.finalists import select_finalists
 from qsearch.run.jobs import FINAL_SPLIT, SEARCH_SPLIT, Job, KeyMaker, Lease, Outcome
+from qsearch.run.lease_desk import LeaseDesk
 from qsearch.run.lease_size import LeaseSizer
 from qsearch.run.plan import Plan
 from qsearch.run.problem import Problem
+from qsearch.run.status import Phase, Status, time_spent
 from qsearch.search import Observation, Searcher
 from qsearch.store import Evaluation, Failure, StudyStore, Trial
 from qsearch.store.crashpoints import crash_point, register_crash_points
@@ -32,61 +32,6 @@ MIN_TRIALS_TO_JUDGE = 10
 
 #: Largest single ask, for studies that are limited by time alone.
 MOST_ASKED_AT_ONCE = 1024
-
-
-class Phase(StrEnum):
-    """Where a study stands."""
-
-    SEARCH = "search"
-    FINALISTS = "finalists"
-    DONE = "done"
-    STOPPED = "stopped"  #: too many candidates were given up
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """A snapshot for the progress display.
-
-    Attributes:
-        phase: Where the study stands.
-        counts: Trials by state.
-        budget: Evaluations to do in the search; None when unlimited.
-        evaluated: Candidates evaluated in the search so far.
-        finalists: Finalist evaluations done, and to do.
-        new_evaluations: Evaluations recorded in this session.
-        busy_seconds: Seconds spent in evaluations in this session, over all workers.
-        wall_seconds: Seconds since the first lease of this session.
-        hypervolume: Of the evaluated candidates, in the problem's fixed box.
-        front: Candidates on the front so far.
-        failures: Failed attempts so far.
-        last_failure: The latest of them, one line.
-        lease_size: Jobs in the latest lease.
-        ask_ms: Mean time to propose one candidate.
-        store_ms: Mean time to record one group of results.
-        workers: Parallel workers.
-    """
-
-    phase: Phase
-    counts: Mapping[str, int]
-    budget: int | None
-    evaluated: int
-    finalists: tuple[int, int]
-    new_evaluations: int
-    busy_seconds: float
-    wall_seconds: float
-    hypervolume: float
-    front: int
-    failures: int
-    last_failure: str
-    lease_size: int
-    ask_ms: float
-    store_ms: float
-    workers: int
-
-    @property
-    def efficiency(self) -> float:
-        """Share of the workers' time that was spent in evaluations, in this session."""
-        return self.busy_seconds / (self.workers * self.wall_seconds) if self.wall_seconds > 0 else 0.0
 
 
 class Broker:
@@ -118,10 +63,7 @@ class Broker:
         self._told: set[int] = set()
         self._untold: list[int] = []
         self._open_trials: set[int] = set()
-        self._queue: deque[Job] = deque()
-        self._suspects: set[str] = set()
-        self._leases: dict[int, dict[str, Job]] = {}
-        self._next_lease = 0
+        self._desk = LeaseDesk()
         self._dry = False
         self._archive = Archive()
         self._hypervolume: float | None = None
@@ -187,7 +129,7 @@ class Broker:
                 self._replay_ask(event.payload)
             elif event.kind == "tell":
                 self._tell(event.payload["trials"])
-        self._spent_before = _time_spent(
+        self._spent_before = time_spent(
             [(e.kind, e.at) for e in events], [e.finished_at for e in self._results.values()]
         )
         asked = sum(int(e.payload["count"]) for e in events if e.kind == "ask")
@@ -198,7 +140,7 @@ class Broker:
             if self._states[trial.id] is TrialState.COMPLETE:
                 self._archive_trial(trial.id)
             if trial.id in self._open_trials:
-                self._queue.append(self._job(trial.id))
+                self._desk.add([self._job(trial.id)])
         if not self.plan.generational:
             self._tell_all_final()
         self.store.add_event("session", {"workers": self.plan.workers})
@@ -262,7 +204,7 @@ class Broker:
             self._states.append(state)
             if state is TrialState.WAITING:
                 self._open_trials.add(trial.id)
-                self._queue.append(self._job(trial.id))
+                self._desk.add([self._job(trial.id)])
             else:
                 self._untold.append(trial.id)
                 if state is TrialState.COMPLETE:
@@ -293,44 +235,33 @@ class Broker:
             return None
         size = self._sizer.size(self._remaining(), self._in_flight_limit())
         if self.phase is Phase.SEARCH and not self.plan.generational:
-            while len(self._queue) < size and self._ask(size - len(self._queue)):
+            while len(self._desk) < size and self._ask(size - len(self._desk)):
                 pass
-        if not self._queue:
+        if not len(self._desk):
             self._advance()
-            if self.done or not self._queue:
+            if self.done or not len(self._desk):
                 return None
-        jobs: list[Job] = []
-        while self._queue and len(jobs) < size:
-            # A job that may have killed a worker travels alone, so that it is charged for its own crashes only.
-            is_suspect = self._queue[0].key in self._suspects or self._queue[0].attempt > 1
-            if is_suspect and jobs:
-                break
-            jobs.append(self._queue.popleft())
-            if is_suspect:
-                break
-        lease = Lease(self._next_lease, tuple(jobs))
-        self._next_lease += 1
-        self._leases[lease.id] = {job.key: job for job in jobs}
-        self._lease_size = len(jobs)
+        lease = self._desk.take(size)
+        self._lease_size = len(lease.jobs)
         if self._first_lease_at is None:
             self._first_lease_at = self.clock()
         return lease
 
     def _remaining(self) -> int | None:
         if self.phase is Phase.FINALISTS or self.plan.generational:
-            return len(self._queue)
+            return len(self._desk)
         if self.plan.evaluations is None:
             return None
-        return self._budget_left() + len(self._queue)
+        return self._budget_left() + len(self._desk)
 
     def _in_flight_limit(self) -> int | None:
         if self.phase is Phase.FINALISTS or self.plan.generational:
             return None
-        return getattr(self.searcher, "in_flight_limit", None)
+        return self.searcher.in_flight_limit
 
     def jobs(self, lease: int) -> tuple[Job, ...]:
         """Jobs of an open lease that have no result yet; empty for a lease that is closed or unknown."""
-        return tuple(self._leases.get(lease, {}).values())
+        return self._desk.open_jobs(lease)
 
     # ---- results --------------------------------------------------------------------------------------------------
 
@@ -346,7 +277,7 @@ class Broker:
             StoreError: The log cannot be written; nothing of the group is recorded then.
         """
         started = time.perf_counter()
-        held = self._leases.get(lease, {})
+        held = {job.key: job for job in self._desk.open_jobs(lease)}
         with self.store.transaction():
             settled = [self._record(outcome, held.get(outcome.key)) for outcome in outcomes]
             to_tell = [t for t in settled if t is not None] if not self.plan.generational else []
@@ -356,7 +287,8 @@ class Broker:
         self._store_time[0] += time.perf_counter() - started
         self._store_time[1] += 1
         for outcome in outcomes:
-            self._settle(outcome, held.pop(outcome.key, None))
+            self._settle(outcome, held.get(outcome.key))
+            self._desk.settle(lease, outcome.key)
         if to_tell:
             self._tell(to_tell)
         self._advance()
@@ -365,7 +297,7 @@ class Broker:
         """The job of a key: of the lease, of a finalist, or waiting in the queue (a late result)."""
         if held is not None:
             return held
-        return self._finalist_jobs.get(key) or next((job for job in self._queue if job.key == key), None)
+        return self._finalist_jobs.get(key) or self._desk.waiting(key)
 
     def _record(self, outcome: Outcome, held: Job | None) -> int | None:
         """Writes one outcome into the open transaction; returns the search trial that became final."""
@@ -429,11 +361,10 @@ class Broker:
             self._failed[job.key] = self._failed.get(job.key, 0) + 1
             self._last_failure = outcome.message
             if state is TrialState.FAILED:
-                self._suspects.add(job.key)
-                self._requeue([job])
+                self._desk.add([replace(job, attempt=self._failed[job.key] + 1)])
         else:
             state = TrialState.COMPLETE
-            self._drop_from_queue(job.key)
+            self._desk.drop(job.key)
         if is_finalist or job.trial not in self._open_trials:
             return
         self._states[job.trial] = state
@@ -443,18 +374,6 @@ class Broker:
             if state is TrialState.COMPLETE:
                 self._archive_trial(job.trial)
 
-    def _requeue(self, jobs: Sequence[Job]) -> None:
-        queued = {job.key for job in self._queue}
-        for job in jobs:
-            if job.key not in queued:
-                self._queue.append(
-                    Job(job.key, job.trial, job.config, job.fidelity, job.split, self._failed.get(job.key, 0) + 1)
-                )
-
-    def _drop_from_queue(self, key: str) -> None:
-        if any(job.key == key for job in self._queue):
-            self._queue = deque(job for job in self._queue if job.key != key)
-
     def close(self, lease: int, error: str | None = None) -> None:
         """Ends a lease; jobs without a result go back to the queue.
 
@@ -463,17 +382,14 @@ class Broker:
             error: Why its worker is gone; None when it ended by itself. A job that was alone is charged with an
                 attempt; of several, nobody knows which one it was, so each travels alone from now on.
         """
-        left = list(self._leases.pop(lease, {}).values())
-        left = [job for job in left if job.key not in self._results]
+        left = [job for job in self._desk.open_jobs(lease) if job.key not in self._results]
         if error is not None and len(left) == 1:
-            self._leases[lease] = {left[0].key: left[0]}
-            lost = Outcome(left[0].key, None, 0.0, "", "worker_lost", error)
-            self.report(lease, [lost])
-            self._leases.pop(lease, None)
-        else:
-            if error is not None:
-                self._suspects.update(job.key for job in left)
-            self._requeue(left)
+            self.report(lease, [Outcome(left[0].key, None, 0.0, "", "worker_lost", error)])
+            left = []
+        self._desk.close(lease)
+        if error is not None:
+            self._desk.suspect(job.key for job in left)
+        self._desk.add([replace(job, attempt=self._failed.get(job.key, 0) + 1) for job in left])
         self._advance()
 
     # ---- telling --------------------------------------------------------------------------------------------------
@@ -554,8 +470,8 @@ class Broker:
                 for key in known:
                     self.store.link_evaluation(key)
             self._results.update(known)
-        self._queue.extend(job for job in self._finalist_jobs.values() if self._is_open(job.key))
-        if self._queue:
+        self._desk.add([job for job in self._finalist_jobs.values() if self._is_open(job.key)])
+        if len(self._desk):
             # Other fidelity, other evaluation times.
             self._sizer = LeaseSizer(self.plan.lease_seconds, self.plan.workers)
 
@@ -571,12 +487,12 @@ class Broker:
         """A snapshot for the progress display."""
         if self._hypervolume is None:
             ideal, reference = self.problem.corners
-            points = self._archive.points() if len(self._archive) else []
-            self._hypervolume = hypervolume(points, reference, ideal) if len(points) else 0.0
+            known = len(self._archive) > 0
+            self._hypervolume = hypervolume(self._archive.points(), reference, ideal) if known else 0.0
         counts: dict[str, int] = {state.value: 0 for state in TrialState}
         for state in self._states:
             counts[state.value] += 1
-        counts["leased"] = sum(len(jobs) for jobs in self._leases.values())
+        counts["leased"] = self._desk.leased
         finished = sum(not self._is_open(key) for key in self._finalist_jobs)
         return Status(
             phase=self.phase,
@@ -596,15 +512,3 @@ class Broker:
             store_ms=1000 * self._store_time[0] / max(1, self._store_time[1]),
             workers=self.plan.workers,
         )
-
-
-def _time_spent(events: Sequence[tuple[str, float]], results: Sequence[float]) -> float:
-    """Seconds that earlier sessions ran, judged by the first and last sign of life of each."""
-    starts = [at for kind, at in events if kind == "session"]
-    signs = sorted([at for _, at in events] + list(results))
-    spent = 0.0
-    for index, start in enumerate(starts):
-        end = starts[index + 1] if index + 1 < len(starts) else float("inf")
-        last = max((at for at in signs if start <= at < end), default=start)
-        spent += last - start
-    return spent

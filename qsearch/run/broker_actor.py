@@ -5,22 +5,30 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
 
-from qsearch.run.broker import Broker, Status
+from qsearch.run.broker import Broker
 from qsearch.run.jobs import Job, Outcome
+from qsearch.run.status import Status
 
 #: A worker that says nothing for this much longer than an evaluation may take is killed from outside.
 OVERDUE_GRACE_S = 60.0
 
 
 class BrokerActor:
-    """The broker behind a Ray actor. It reopens the log by itself when Ray restarts it."""
+    """The broker behind a Ray actor. It reopens the log by itself when Ray restarts it.
 
-    def __init__(self, make_broker: Callable[[], Broker], timeout_s: float | None) -> None:
-        self._make_broker = make_broker
+    Args:
+        recipe: Private file of the driver, on this node, that makes the broker: a restart must not depend on an object
+            store that may be gone.
+        timeout_s: Longest evaluation.
+    """
+
+    def __init__(self, recipe: Path, timeout_s: float | None) -> None:
+        self._make_broker: Callable[[], Broker] = ray.cloudpickle.loads(recipe.read_bytes())
         self._timeout_s = timeout_s
         self._broker: Broker | None = None
         self._leases: dict[str, int] = {}

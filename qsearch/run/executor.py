@@ -8,7 +8,8 @@ from typing import Protocol
 
 from qsearch.errors import QSearchError
 from qsearch.evaluate import Target
-from qsearch.run.broker import Broker, Status
+from qsearch.run.broker import Broker
+from qsearch.run.status import Status
 from qsearch.run.worker import Worker, WorkerSettings
 
 #: Makes the broker, in whichever process it will live; takes the study lock and opens the log.
@@ -53,20 +54,17 @@ class SerialExecutor:
         try:
             worker = Worker(target, settings)
             heard = 0.0
-            while not broker.done:
-                lease = broker.lease()
-                if lease is None:
-                    if broker.done:
-                        break
-                    raise QSearchError(
-                        "the searcher neither proposes candidates nor finishes", "this is a bug in the searcher"
-                    )
+            while (lease := broker.lease()) is not None:
                 for job in lease.jobs:
                     broker.report(lease.id, [worker.run(job)])
                     if time.monotonic() - heard >= self._listen_every_s:
                         heard = time.monotonic()
                         listener(broker.status())
                 broker.close(lease.id)
+            if not broker.done:
+                raise QSearchError(
+                    "the searcher neither proposes candidates nor finishes", "this is a bug in the searcher"
+                )
             listener(broker.status())
             return broker.status()
         finally:

@@ -71,20 +71,12 @@ class Front:
     @property
     def layers(self) -> tuple[LayerShape, ...]:
         """Quantizable layers of the network."""
-        return layers_from_json(self.target)
+        return tuple(LayerShape.from_json(layer) for layer in self.target["layers"])
 
     @property
     def devices(self) -> list[str]:
         """Names of the devices."""
         return [device.name for device in self.spec.devices]
-
-
-def layers_from_json(target: Mapping[str, Any]) -> tuple[LayerShape, ...]:
-    """Layer table of a recorded target."""
-    pairs = ("kernel", "stride", "in_size", "out_size")
-    return tuple(
-        LayerShape(**{k: tuple(v) if k in pairs else v for k, v in layer.items()}) for layer in target["layers"]
-    )
 
 
 def read_front(store: StudyStore) -> Front:
@@ -101,7 +93,7 @@ def read_front(store: StudyStore) -> Front:
     trials = store.trials()
     if target is None or not trials:
         raise StoreError(f"study {store.name!r} has no results yet", "continue it with `qsearch resume`")
-    layers = layers_from_json(target)
+    layers = [LayerShape.from_json(layer) for layer in target["layers"]]
     objectives = [objective.name for objective in spec.objectives]
     final_fidelity = spec.finalists.fidelity or spec.evaluation.fidelity
     evaluations = store.evaluations()

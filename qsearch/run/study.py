@@ -17,7 +17,6 @@ from qsearch import __version__
 from qsearch.errors import TooManyFailures
 from qsearch.evaluate import Evaluator, Target, build_target, make_evaluator, resolve_device
 from qsearch.evaluate.ptq import PTQEvaluator
-from qsearch.run.broker import Phase, Status
 from qsearch.run.directory import StudyDirectory
 from qsearch.run.executor import Executor, SerialExecutor
 from qsearch.run.jobs import KeyMaker
@@ -25,6 +24,7 @@ from qsearch.run.opening import open_broker
 from qsearch.run.plan import Plan
 from qsearch.run.problem import Problem, build_problem
 from qsearch.run.results import Front, read_front
+from qsearch.run.status import Phase, Status
 from qsearch.run.worker import WorkerSettings
 from qsearch.spec import StudySpec, load_spec
 from qsearch.types import digest
@@ -112,6 +112,8 @@ def _run(
     workers = options.workers or spec.execution.workers or max(1, int(_cores() // spec.execution.cpus_per_worker))
     threads = max(1, int(spec.execution.cpus_per_worker))
     executor_name = options.executor or spec.execution.executor
+    if executor_name == "serial":
+        workers = 1
 
     started = time.perf_counter()
     target = build_target(spec.model, spec.data, spec.quantizer.add_policy)

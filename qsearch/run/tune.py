@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,10 +23,10 @@ from ray.tune.search import Searcher as TuneSearcher
 
 from qsearch.errors import EvaluationError, QSearchError
 from qsearch.evaluate import Target
-from qsearch.run.broker import Status
 from qsearch.run.broker_actor import BrokerActor
 from qsearch.run.executor import BrokerFactory, StatusListener
 from qsearch.run.jobs import Outcome
+from qsearch.run.status import Status
 from qsearch.run.worker import Worker, WorkerSettings
 
 _ENVIRONMENT = {
@@ -131,7 +132,7 @@ class LeaseSearcher(TuneSearcher):
         self._broker = broker
         self._failure = failure
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """A lease that is filled when a worker fetches it."""
         if self._failure or ray.get(self._broker.done.remote()):
             return str(TuneSearcher.FINISHED)
@@ -172,9 +173,6 @@ class LeaseCloser(tune.Callback):
         elif self._dead_starts >= MAX_DEAD_STARTS:
             self._failure.append(f"workers die before they can evaluate anything: {error}")
 
-    def setup(self, **info: Any) -> None:
-        """Nothing to set up."""
-
 
 class TuneExecutor:
     """Evaluations on Ray workers.
@@ -199,9 +197,12 @@ class TuneExecutor:
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(BrokerActor)
-        broker = actor.remote(make_broker, settings.timeout_s)
+        make_remote: Any = ray.remote(num_cpus=0, max_restarts=-1)
+        actor = make_remote(BrokerActor).options(max_task_retries=-1, scheduling_strategy=here)
         scratch = tempfile.mkdtemp(prefix="qsearch-tune-")
+        recipe = Path(scratch, "broker")
+        recipe.write_bytes(ray.cloudpickle.dumps(make_broker))
+        broker = actor.remote(recipe, settings.timeout_s)
         try:
             listener(_get(broker.open.remote()))
             with _Listening(broker, listener) as listening:
@@ -218,7 +219,8 @@ class TuneExecutor:
 
     def _limit(self) -> int | None:
         """Trials that may be alive; None where the cores are the limit, so that the next one is made ready early."""
-        fitting = ray.cluster_resources().get("CPU", 0.0) / max(self.resources["cpu"], 1e-9)
+        cores = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
+        fitting = cores / max(self.resources["cpu"], 1e-9)
         return None if fitting < self.workers + 1 else self.workers
 
     def _fit(self, broker: Any, target: Target, settings: WorkerSettings, scratch: str) -> None:

@@ -119,7 +119,9 @@ class _Watchdog:
         if self._timer is not None and self._seconds is not None:
             self._timer.daemon = True
             self._timer.start()
-            faulthandler.dump_traceback_later(self._seconds + HARD_WATCHDOG_GRACE_S, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(
+                self._seconds + HARD_WATCHDOG_GRACE_S, exit=True, file=sys.__stderr__ or 2
+            )
 
     def __exit__(self, *_: object) -> None:
         if self._timer is not None:

@@ -121,6 +121,14 @@ class Searcher(ABC):
         """Size of the next generation; None for an algorithm that has no generations or runs steady-state."""
         return None
 
+    @property
+    def in_flight_limit(self) -> int | None:
+        """Most candidates that should be under evaluation at once in a steady state.
+
+        None for an algorithm that does not learn from results, or has a generation barrier anyway.
+        """
+        return None
+
     @abstractmethod
     def _propose(self, n: int) -> Sequence[IntArray]:
         """Returns up to ``n`` vectors [n_genes] worth trying; they need not be legal, feasible or new.

@@ -96,6 +96,11 @@ class GeneticSearcher(Searcher):
         """The population size; None in a steady state."""
         return self.population if self.scheduling == "generational" else None
 
+    @property
+    def in_flight_limit(self) -> int | None:
+        """The population size in a steady state: more would be bred from parents that are out of date."""
+        return self.population if self.scheduling == "steady_state" else None
+
     def _first_vectors(self) -> list[IntArray]:
         """Returns the deterministic part of the first population, at most half of it."""
         corners = list(dict.fromkeys([self.space.max_config(), self.space.min_config()]))

@@ -214,7 +214,7 @@ def _check_path(path: Path, read_only: bool) -> None:
                 raise StoreError(f"{path} is not a store (file is not a database)", _HINTS[sqlite3.SQLITE_NOTADB])
     if read_only:
         if not path.exists():
-            raise StoreError(f"there is no store at {path}", "check the path, or start a study with `qsearch run`")
+            raise StoreError(f"there is no store at {path}", "check the path, or start a study with `qsearch launch`")
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -152,7 +152,7 @@ def ensure_schema(connection: sa.Connection, label: str, *, read_only: bool) -> 
     found = stored_version(connection, label)
     if found is None:
         if read_only:
-            raise StoreError(f"{label} is empty: no study was ever started in it", "start one with `qsearch run`")
+            raise StoreError(f"{label} is empty: no study was ever started in it", "start one with `qsearch launch`")
         metadata.create_all(connection)
         connection.execute(meta.insert().values(name="schema_version", value=str(SCHEMA_VERSION)))
         return True

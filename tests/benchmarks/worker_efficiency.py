@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from qsearch.run.broker import Phase, Status
+from qsearch.run.status import Phase, Status
 from qsearch.run.study import RunOptions, launch
 
 STUDY = """

@@ -55,7 +55,10 @@ KEYS = KeyMaker(
 
 def true_score(config: BitConfig, split: str = "validation") -> Score:
     """A deterministic stand-in for a network's accuracy."""
-    loss = sum((1 + i) * (4.0**-w + 0.3 * 4.0**-a) for i, (w, a) in enumerate(zip(config.weights, config.activations, strict=True)))
+    loss = sum(
+        (1 + i) * (4.0**-w + 0.3 * 4.0**-a)
+        for i, (w, a) in enumerate(zip(config.weights, config.activations, strict=True))
+    )
     correct = round(1000 * math.exp(-loss) * (0.99 if split == "test" else 1.0))
     return Score(correct / 10, loss, correct, 1000)
 

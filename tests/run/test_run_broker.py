@@ -8,8 +8,9 @@ import pytest
 from conftest_run import KEYS, done, failed, log_of, make_spec, true_score, work_off
 
 from qsearch.errors import NondeterministicEvaluation, StudyMismatchError
-from qsearch.run.broker import Broker, Phase
+from qsearch.run.broker import Broker
 from qsearch.run.jobs import Outcome
+from qsearch.run.status import Phase
 from qsearch.store import Evaluation
 from qsearch.types import Score, TrialState
 
@@ -183,9 +184,7 @@ def test_another_result_for_the_same_key_is_an_error_and_changes_nothing(open_br
     right = true_score(job.config)
     wrong = Score(right.accuracy - 1, right.loss, right.correct - 10, right.samples)
     with pytest.raises(NondeterministicEvaluation):
-        broker.store.add_evaluation(
-            Evaluation(job.key, job.config, "ptq", "validation", wrong, 0.1, "other", 0.0)
-        )
+        broker.store.add_evaluation(Evaluation(job.key, job.config, "ptq", "validation", wrong, 0.1, "other", 0.0))
     assert broker.store.find_evaluation(job.key).score == right
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from qsearch.errors import EvaluationError, StudyLockedError, TooManyFailures
-from qsearch.run.broker import Status
 from qsearch.run.directory import StudyDirectory
+from qsearch.run.status import Status
 from qsearch.run.study import RunOptions, front, launch, resume
 from qsearch.store import StudyLock
 from qsearch.testing.synthetic import NAME
