@@ -28,15 +28,19 @@ SHORT_FRONT = 10
 Action = Callable[[Callable[[Any], None], Callable[[str], None]], "Front"]
 
 
-def run_options(workers: int | None, executor: ExecutorName | None, address: str | None, takeover: bool) -> RunOptions:
-    """Collects what the command line overrides.
+def check_options(workers: int | None, executor: ExecutorName | None, address: str | None) -> None:
+    """Refuses options that contradict each other.
 
     Raises:
-        typer.BadParameter: The options contradict each other.
+        typer.BadParameter: They do.
     """
     if executor is ExecutorName.serial and (address is not None or (workers or 1) > 1):
         given = "--address" if address is not None else "--workers"
         raise typer.BadParameter(f"{given} has no meaning with --executor serial, which works in this process")
+
+
+def run_options(workers: int | None, executor: ExecutorName | None, address: str | None, takeover: bool) -> RunOptions:
+    """Collects what the command line overrides."""
     from qsearch.run.study import RunOptions
 
     return RunOptions(workers, executor.value if executor is not None else None, address, takeover)

@@ -31,7 +31,7 @@ class Split(StrEnum):
 def evaluate(
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="[FILE]", help="An exported configuration, to be scored again.", show_default=False),
+        typer.Argument(metavar="FILE", help="An exported configuration, to be scored again.", show_default=False),
     ] = None,
     model: Annotated[
         str | None,

@@ -34,10 +34,11 @@ def launch(
 
     Example: [cyan]qsearch launch studies/digits.yaml --workers 2[/cyan]
     """
-    from qsearch.cli.driving import default_directory, drive, run_options
+    from qsearch.cli.driving import check_options, default_directory, drive, run_options
     from qsearch.run.directory import StudyDirectory
     from qsearch.spec import load_spec
 
+    check_options(workers, executor, address)
     spec = load_spec(study)
     home = StudyDirectory(default_directory(directory, spec.study.name))
     is_known = home.spec_file.is_file()

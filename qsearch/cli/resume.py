@@ -26,9 +26,10 @@ def resume(
 
     Example: [cyan]qsearch resume runs/digits[/cyan]
     """
-    from qsearch.cli.driving import drive, run_options
+    from qsearch.cli.driving import check_options, drive, run_options
     from qsearch.run.directory import StudyDirectory
 
+    check_options(workers, executor, address)
     home = StudyDirectory(directory)
     spec = home.load()
 

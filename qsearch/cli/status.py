@@ -74,9 +74,15 @@ def _read_log(log: StudyStore, spec: StudySpec) -> dict[str, Any]:
         "hypervolume": hypervolume,
         "failures": len(failures),
         "last_failure": failures[-1].message if failures else None,
-        "last_session": next((dict(e.payload) for e in reversed(events) if e.kind == "finished"), None),
+        "last_session": _last_session(events),
         "version": log.record.version,
     }
+
+
+def _last_session(events: list[Event]) -> dict[str, Any] | None:
+    """What the last session that evaluated anything, and came to its end, said of itself."""
+    finished = [dict(event.payload) for event in events if event.kind == "finished"]
+    return next((payload for payload in reversed(finished) if payload["evaluations"]), None)
 
 
 def _phase(spec: StudySpec, counts: Mapping[TrialState, int], events: list[Event], final_evaluations: int) -> str:
@@ -112,7 +118,9 @@ def _facts(found: dict[str, Any]) -> dict[str, str]:
     facts["front"] = f"{found['front']} candidates" + ("" if volume is None else f", hypervolume {volume:.4f}")
     session = found["last_session"]
     if session is not None:
-        facts["workers"] = f"{session['workers']}, {100 * session['efficiency']:.0f} % busy in the last session to end"
+        facts["workers"] = (
+            f"{session['workers']}, {100 * session['efficiency']:.0f} % busy in the last session that came to its end"
+        )
     failures = found["failures"]
     facts["failures"] = f"{failures}, the last: {found['last_failure']}" if failures else "none"
     return facts

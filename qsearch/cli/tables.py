@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,10 +17,13 @@ from qsearch.run.results import Front, FrontPoint
 
 _UNITS = {"latency": "s", "energy": "J"}
 
+#: Longer device names are broken.
+_HEADING_WIDTH = 9
+
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A heading of up to three lines, and a cell for the float network and for each point."""
+    """A heading of several lines, and a cell for the float network and for each point."""
 
     heading: tuple[str, ...]
     cells: list[str]
@@ -34,7 +38,7 @@ def print_front(front: Front, limit: int | None = None) -> None:
     """
     console = Console(highlight=False)
     table = _rich_table(front, _shown(front, limit))
-    if not console.is_terminal or console.measure(table).minimum > console.width:
+    if not console.is_terminal or console.measure(table).maximum > console.width:
         for line in front_lines(front, limit):
             console.print(Text(line), soft_wrap=True)
         return
@@ -57,7 +61,7 @@ def front_lines(front: Front, limit: int | None = None) -> list[str]:
 
 
 def _rich_table(front: Front, points: Sequence[FrontPoint]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     columns = _columns(front, points)
     for column in columns:
         table.add_column("\n".join(column.heading), justify="right", no_wrap=True, vertical="bottom")
@@ -73,7 +77,7 @@ def _columns(front: Front, points: Sequence[FrontPoint]) -> list[_Column]:
     columns = [
         _Column(("point",), ["float32", *(str(point.id) for point in points)]),
         _Column(
-            ("validation", "%"),
+            ("val", "%"),
             [f"{v:.2f}" for v in (floats["validation"], *(p.accuracy["validation"] for p in points))],
         ),
     ]
@@ -81,16 +85,26 @@ def _columns(front: Front, points: Sequence[FrontPoint]) -> list[_Column]:
         tests = [floats["test"], *(point.accuracy.get("test") for point in points)]
         columns.append(_Column(("test", "%"), ["-" if value is None else f"{value:.2f}" for value in tests]))
     columns += [
-        _Column(("weights", "bits"), ["32", *(f"{point.mean_weight_bits:.2f}" for point in points)]),
-        _Column(("inputs", "bits"), ["32", *(f"{point.mean_activation_bits:.2f}" for point in points)]),
+        _Column(("w", "bits"), ["32", *(f"{point.mean_weight_bits:.2f}" for point in points)]),
+        _Column(("a", "bits"), ["32", *(f"{point.mean_activation_bits:.2f}" for point in points)]),
         _scaled(("size",), "B", [float(float_size_bytes(front)), *(point.costs["size"] for point in points)]),
     ]
     for metric, unit in _UNITS.items():
         for device in front.devices:
             values = [None, *(point.costs[f"{metric}@{device}"] for point in points)]
-            columns.append(_scaled((metric, device), unit, values))
+            columns.append(_scaled((metric, *_broken(device)), unit, values))
     columns.append(_Column((), ["", *("knee" if point.is_knee else "" for point in points)]))
     return columns
+
+
+def _broken(name: str) -> list[str]:
+    """A long name on several lines, broken after its underscores and hyphens."""
+    lines = [""]
+    for part in re.findall(r"[^_-]*[_-]?", name):
+        if lines[-1] and len(lines[-1] + part) > _HEADING_WIDTH:
+            lines.append("")
+        lines[-1] += part
+    return lines
 
 
 def _scaled(heading: tuple[str, ...], unit: str, values: Sequence[float | None]) -> _Column:
@@ -120,7 +134,8 @@ def _notes(front: Front, limit: int | None) -> list[str]:
     some = f"{shown} of {count}" if shown < count else str(count)
     volume = "" if front.hypervolume is None else f"; hypervolume of the search {front.hypervolume:.4f}"
     fidelity = front.points[0].fidelity if front.points else front.spec.evaluation.fidelity
-    notes = [f"{front.spec.study.name}: {some} Pareto-optimal candidates, scored by {fidelity}{volume}"]
+    notes = ["val, test: top-1 accuracy; w, a: mean width of weights and of the layers' inputs"]
+    notes += [f"{front.spec.study.name}: {some} Pareto-optimal candidates, scored by {fidelity}{volume}"]
     if not front.is_final:
         notes.append("the study is not finished: the front may change")
     for device in front.devices:

@@ -1,4 +1,4 @@
-"""Placing a label beside a point of a panel, clear of the other points."""
+"""Placing a label beside a point of a panel, clear of what is drawn there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.text import Annotation
 
 Point = tuple[float, float]
 
@@ -19,8 +18,8 @@ _DIRECTIONS = ((1, -1), (1, 1), (-1, -1), (-1, 1), (0, -1), (0, 1))
 #: Distances to try, in points of 1/72 inch.
 _DISTANCES = (14, 26, 42, 60)
 
-#: Room around the text: the size of a marker, in pixels of the figure.
-_CLEARANCE = 8
+#: Room around the text: the size of a marker, in points of 1/72 inch.
+_CLEARANCE = 6.0
 
 
 def place_label(ax: Axes, taken: Sequence[Point], at: Point, text: str, color: str) -> None:
@@ -35,38 +34,53 @@ def place_label(ax: Axes, taken: Sequence[Point], at: Point, text: str, color: s
         text: The label.
         color: Of the line to the point.
     """
-    from matplotlib.text import Text
+    label = ax.annotate(
+        text,
+        at,
+        xytext=(0, 0),
+        textcoords="offset points",
+        fontsize=8,
+        color="#2B2B2B",
+        linespacing=1.25,
+        arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.9, "shrinkA": 1, "shrinkB": 6},
+        zorder=6,
+    )
+    label.set_in_layout(False)
+    extent = label.get_window_extent()  # the line has no length yet, so this is the text
+    direction, distance = _best_place(ax, np.asarray(taken, dtype=np.float64), at, extent.width, extent.height)
+    label.set(
+        ha={1: "left", 0: "center", -1: "right"}[direction[0]],
+        va={1: "bottom", -1: "top"}[direction[1]],
+        position=(direction[0] * distance, direction[1] * distance),
+    )
 
+
+def _best_place(
+    ax: Axes, taken: np.typing.NDArray[np.float64], at: Point, width: float, height: float
+) -> tuple[tuple[int, int], float]:
+    """Direction and distance (points) of the place with the fewest of ``taken`` in it.
+
+    Args:
+        ax: The panel.
+        taken: Data coordinates ``[n, 2]``.
+        at: Data coordinates.
+        width: Of the text, pixels.
+        height: Of the text, pixels.
+    """
+    pixels = ax.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
     panel = ax.get_window_extent()
-    places = np.asarray(ax.transData.transform(np.asarray(taken, dtype=np.float64)))
-    best: Annotation | None = None
-    least = float("inf")
+    places = np.asarray(ax.transData.transform(taken))
+    x, y = ax.transData.transform(at)
+    room = _CLEARANCE * pixels
+    best, least = (_DIRECTIONS[0], float(_DISTANCES[0])), float("inf")
     for distance in _DISTANCES:
         for right, up in _DIRECTIONS:
-            label = ax.annotate(
-                text,
-                at,
-                xytext=(right * distance, up * distance),
-                textcoords="offset points",
-                ha={1: "left", 0: "center", -1: "right"}[right],
-                va={1: "bottom", -1: "top"}[up],
-                fontsize=8,
-                color="#2B2B2B",
-                linespacing=1.25,
-                arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.9, "shrinkA": 1, "shrinkB": 6},
-                zorder=6,
-            )
-            label.set_in_layout(False)
-            label.get_window_extent()  # moves the text to its place; the box with the line is of no use
-            box = Text.get_window_extent(label).padded(_CLEARANCE)
-            outside = box.x0 < panel.x0 or box.x1 > panel.x1 or box.y0 < panel.y0 or box.y1 > panel.y1
-            covered = (
-                (places[:, 0] > box.x0) & (places[:, 0] < box.x1) & (places[:, 1] > box.y0) & (places[:, 1] < box.y1)
-            )
-            cost = 100.0 * outside + float(covered.sum()) + 0.01 * distance
+            left = x + right * distance * pixels - width * (0.5 - 0.5 * right)
+            bottom = y + up * distance * pixels - height * (0.5 - 0.5 * up)
+            low, high = np.array([left, bottom]) - room, np.array([left + width, bottom + height]) + room
+            outside = (low < [panel.x0, panel.y0]).any() or (high > [panel.x1, panel.y1]).any()
+            covered = ((places > low) & (places < high)).all(axis=1).sum()
+            cost = 100.0 * bool(outside) + float(covered) + 0.01 * distance
             if cost < least:
-                if best is not None:
-                    best.remove()
-                best, least = label, cost
-            else:
-                label.remove()
+                best, least = ((right, up), float(distance)), cost
+    return best

@@ -7,6 +7,7 @@ lives in memory (who holds which lease) is rebuilt by handing unfinished candida
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -58,6 +59,7 @@ class Broker:
         self.phase = Phase.SEARCH
         self._trials: list[Trial] = []
         self._states: list[TrialState] = []
+        self._counts: Counter[TrialState] = Counter()
         self._results: dict[str, Evaluation] = {}
         self._failed: dict[str, int] = {}
         self._told: set[int] = set()
@@ -119,6 +121,7 @@ class Broker:
     def _replay(self) -> None:
         self._trials = self.store.trials()
         self._states = [trial.state for trial in self._trials]
+        self._counts = Counter(self._states)
         self._results = {e.key: e for e in self.store.evaluations()}
         for failure in self.store.failures():
             self._failed[failure.key] = self._failed.get(failure.key, 0) + 1
@@ -159,7 +162,7 @@ class Broker:
     # ---- asking ---------------------------------------------------------------------------------------------------
 
     def _asked(self) -> int:
-        return len(self._trials) - sum(state is TrialState.INFEASIBLE for state in self._states)
+        return len(self._trials) - self._counts[TrialState.INFEASIBLE]
 
     def _budget_left(self) -> int:
         if self.plan.wall_time_s is not None and self._spent() >= self.plan.wall_time_s:
@@ -202,6 +205,7 @@ class Broker:
         for trial, state in zip(trials, states, strict=True):
             self._trials.append(trial)
             self._states.append(state)
+            self._counts[state] += 1
             if state is TrialState.WAITING:
                 self._open_trials.add(trial.id)
                 self._desk.add([self._job(trial.id)])
@@ -367,6 +371,8 @@ class Broker:
             self._desk.drop(job.key)
         if is_finalist or job.trial not in self._open_trials:
             return
+        self._counts.subtract([self._states[job.trial]])
+        self._counts[state] += 1
         self._states[job.trial] = state
         if state.is_final:
             self._open_trials.discard(job.trial)
@@ -444,9 +450,9 @@ class Broker:
                 return
 
     def _too_many_failures(self) -> bool:
-        finals = [state for state in self._states if state.is_final and state is not TrialState.INFEASIBLE]
-        given_up = sum(state is TrialState.ABANDONED for state in finals)
-        return len(finals) >= MIN_TRIALS_TO_JUDGE and given_up > self.plan.max_failed_fraction * len(finals)
+        given_up = self._counts[TrialState.ABANDONED]
+        judged = given_up + self._counts[TrialState.COMPLETE]
+        return judged >= MIN_TRIALS_TO_JUDGE and given_up > self.plan.max_failed_fraction * judged
 
     def _is_open(self, key: str) -> bool:
         return key not in self._results and self._failed.get(key, 0) < self.plan.max_attempts
@@ -489,9 +495,7 @@ class Broker:
             ideal, reference = self.problem.corners
             known = len(self._archive) > 0
             self._hypervolume = hypervolume(self._archive.points(), reference, ideal) if known else 0.0
-        counts: dict[str, int] = {state.value: 0 for state in TrialState}
-        for state in self._states:
-            counts[state.value] += 1
+        counts = {state.value: self._counts[state] for state in TrialState}
         counts["leased"] = self._desk.leased
         finished = sum(not self._is_open(key) for key in self._finalist_jobs)
         return Status(

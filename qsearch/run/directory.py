@@ -40,6 +40,11 @@ class StudyDirectory:
         return self.path / "study.lock"
 
     @property
+    def scratch(self) -> Path:
+        """What an executor needs while it runs."""
+        return self.path / "scratch"
+
+    @property
     def results(self) -> Path:
         """Tables and figures of the front."""
         return self.path / "results"

@@ -168,8 +168,7 @@ class Progress:
         facts.add_row("evaluations", speed)
         facts.add_row("front", f"{status.front} candidates, hypervolume {status.hypervolume:.4f}")
         facts.add_row("candidates", _states(status))
-        workers = f"{status.workers}, {100 * status.efficiency:.0f} % busy, {status.lease_size} jobs a lease"
-        facts.add_row("workers", f"{workers}; ask {status.ask_ms:.1f} ms, record {status.store_ms:.1f} ms")
+        facts.add_row("workers", _workers(status))
         if status.failures:
             last = Text(f"{status.failures}; last: {_shortened(status.last_failure, 300)}", style="yellow")
             facts.add_row("failures", last)
@@ -208,6 +207,14 @@ def _steps(status: Status) -> tuple[int, int | None]:
     if status.phase is Phase.FINALISTS:
         return status.finalists
     return status.evaluated, status.budget
+
+
+def _workers(status: Status) -> str:
+    if not status.new_evaluations:
+        return str(status.workers)
+    lease = f"{status.lease_size} job{'s' if status.lease_size != 1 else ''} a lease"
+    overhead = f"ask {status.ask_ms:.1f} ms, record {status.store_ms:.1f} ms"
+    return f"{status.workers}, {100 * status.efficiency:.0f} % busy, {lease}; {overhead}"
 
 
 def _states(status: Status) -> str:

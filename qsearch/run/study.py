@@ -109,9 +109,10 @@ def front(directory: str | Path) -> Front:
 def _run(
     spec: StudySpec, home: StudyDirectory, options: RunOptions, listener: Callable[[Status], None], log: Log
 ) -> Front:
-    workers = options.workers or spec.execution.workers or max(1, int(_cores() // spec.execution.cpus_per_worker))
     threads = max(1, int(spec.execution.cpus_per_worker))
     executor_name = options.executor or spec.execution.executor
+    workers = options.workers or spec.execution.workers or max(1, int(_cores() // spec.execution.cpus_per_worker))
+    workers = 1 if executor_name == "serial" else workers
     if executor_name == "serial":
         workers = 1
 
@@ -139,7 +140,7 @@ def _run(
         seed=spec.evaluation.seed,
         timeout_s=spec.evaluation.timeout_s,
     )
-    with _executor(executor_name, workers, spec, options) as executor:
+    with _executor(executor_name, workers, spec, options, home) as executor:
         status = executor.run(make_broker, target, settings, listener)
     if status.phase is Phase.STOPPED:
         raise TooManyFailures(
@@ -154,13 +155,16 @@ def _run(
     return front(home.path)
 
 
-def _executor(name: str, workers: int, spec: StudySpec, options: RunOptions) -> AbstractContextManager[Executor]:
+def _executor(
+    name: str, workers: int, spec: StudySpec, options: RunOptions, home: StudyDirectory
+) -> AbstractContextManager[Executor]:
     if name == "serial":
         return nullcontext(SerialExecutor())
     from qsearch.run.tune_session import tune_executor
 
     execution = spec.execution
-    return tune_executor(options.address, workers, execution.cpus_per_worker, execution.gpus_per_worker)
+    gpus = execution.gpus_per_worker
+    return tune_executor(options.address, workers, execution.cpus_per_worker, gpus, home.scratch)
 
 
 def make_keys(spec: StudySpec, target: Target) -> KeyMaker:

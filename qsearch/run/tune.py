@@ -181,10 +181,12 @@ class TuneExecutor:
         workers: Parallel workers.
         cpus_per_worker: Cores of each.
         gpus_per_worker: GPUs of each.
+        scratch: Directory for Tune's own files, which are thrown away.
     """
 
-    def __init__(self, workers: int, cpus_per_worker: float = 1.0, gpus_per_worker: float = 0.0) -> None:
+    def __init__(self, workers: int, cpus_per_worker: float, gpus_per_worker: float, scratch: Path) -> None:
         self.workers = workers
+        self.scratch = scratch.absolute()
         self.resources = {"cpu": cpus_per_worker, "gpu": gpus_per_worker}
 
     def run(
@@ -199,12 +201,13 @@ class TuneExecutor:
         )
         make_remote: Any = ray.remote(num_cpus=0, max_restarts=-1)
         actor = make_remote(BrokerActor).options(max_task_retries=-1, scheduling_strategy=here)
-        scratch = tempfile.mkdtemp(prefix="qsearch-tune-")
+        scratch = self._make_scratch()
         recipe = Path(scratch, "broker")
-        recipe.write_bytes(ray.cloudpickle.dumps(make_broker))
+        recipe.write_bytes(ray.cloudpickle.dumps(make_broker))  # type: ignore[no-untyped-call]
         broker = actor.remote(recipe, settings.timeout_s)
         try:
             listener(_get(broker.open.remote()))
+            self._remove_others(scratch)
             with _Listening(broker, listener) as listening:
                 self._fit(broker, target, settings, scratch)
             listening.check()
@@ -216,6 +219,16 @@ class TuneExecutor:
                 ray.get(broker.shut_down.remote(), timeout=10)
             ray.kill(broker)
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _make_scratch(self) -> str:
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkdtemp(dir=self.scratch)
+
+    def _remove_others(self, mine: str) -> None:
+        """Clears what killed drivers left; called once the study is locked."""
+        for left in self.scratch.iterdir():
+            if str(left) != mine:
+                shutil.rmtree(left, ignore_errors=True)
 
     def _limit(self) -> int | None:
         """Trials that may be alive; None where the cores are the limit, so that the next one is made ready early."""

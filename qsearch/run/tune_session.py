@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from qsearch.run.cluster import ray_session
 from qsearch.run.executor import Executor
@@ -11,10 +12,10 @@ from qsearch.run.executor import Executor
 
 @contextmanager
 def tune_executor(
-    address: str | None, workers: int, cpus_per_worker: float, gpus_per_worker: float
+    address: str | None, workers: int, cpus_per_worker: float, gpus_per_worker: float, scratch: Path
 ) -> Iterator[Executor]:
     """Starts or joins Ray and yields the executor; see :func:`qsearch.run.cluster.ray_session`."""
     with ray_session(address, workers, cpus_per_worker, gpus_per_worker):
         from qsearch.run.tune import TuneExecutor  # after Ray is set up: importing it reads the environment
 
-        yield TuneExecutor(workers, cpus_per_worker, gpus_per_worker)
+        yield TuneExecutor(workers, cpus_per_worker, gpus_per_worker, scratch)

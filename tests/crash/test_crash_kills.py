@@ -36,7 +36,7 @@ def test_thirty_random_kills_lose_nothing_and_repeat_nothing(
     rng = random.Random(20261121)
     known: list[str] = []
     kills = 0
-    process = start("launch", study, "--dir", directory, "--executor", executor, "--workers", "2")
+    process = start("launch", study, "--dir", directory, "--executor", executor)
     while kills < KILLS:
         if rng.random() < 0.3:
             time.sleep(rng.uniform(0.0, 6.0))  # any moment, start-up included
@@ -51,9 +51,9 @@ def test_thirty_random_kills_lose_nothing_and_repeat_nothing(
         assert len(set(keys)) == len(keys), "an evaluation was recorded twice"
         known = keys
         if (directory / "study.yaml").exists():
-            process = start("resume", directory, "--executor", executor, "--workers", "2")
+            process = start("resume", directory, "--executor", executor)
         else:
-            process = start("launch", study, "--dir", directory, "--executor", executor, "--workers", "2")
+            process = start("launch", study, "--dir", directory, "--executor", executor)
     finish(process)
     assert decisions(directory) == expected
     print(f"{executor}: {kills} kills, {len(known)} evaluations recorded before the last one, lost 0, duplicated 0")

@@ -13,6 +13,7 @@ from qsearch.errors import EvaluationError, StudyLockedError, TooManyFailures
 from qsearch.run.directory import StudyDirectory
 from qsearch.run.status import Status
 from qsearch.run.study import RunOptions, front, launch, resume
+from qsearch.run.worker import WorkerSettings
 from qsearch.store import StudyLock
 from qsearch.testing.synthetic import NAME
 from qsearch.types import TrialState
@@ -87,7 +88,7 @@ def test_a_worker_that_fails_once_costs_a_retry_never_the_study(tmp_path: Path, 
     marks = tmp_path / "marks"
     marks.mkdir()
     options = f"{{fault: {fault}, fault_every: 12, fault_directory: '{marks}'}}"
-    result = launch(write_study(tmp_path, options), tmp_path / "run", RunOptions(workers=2))
+    result = launch(write_study(tmp_path, options, scheduling="generational"), tmp_path / "run", RunOptions(workers=2))
     assert list(marks.iterdir())
     assert states(tmp_path / "run") == [TrialState.COMPLETE] * 40
     assert result.is_final
@@ -99,7 +100,9 @@ def test_a_hanging_evaluation_is_ended_at_its_time_limit(tmp_path: Path) -> None
     marks = tmp_path / "marks"
     marks.mkdir()
     options = f"{{fault: hang, fault_every: 15, fault_directory: '{marks}'}}"
-    result = launch(write_study(tmp_path, options, timeout=2), tmp_path / "run", RunOptions(workers=2))
+    result = launch(
+        write_study(tmp_path, options, timeout=2, scheduling="generational"), tmp_path / "run", RunOptions(workers=2)
+    )
     assert states(tmp_path / "run") == [TrialState.COMPLETE] * 40
     assert result.is_final
     kinds = {failure.kind for failure in failures(tmp_path / "run")}
@@ -108,7 +111,8 @@ def test_a_hanging_evaluation_is_ended_at_its_time_limit(tmp_path: Path) -> None
 
 def test_a_candidate_that_always_kills_its_worker_is_abandoned_and_only_that_one(tmp_path: Path) -> None:
     options = "{fault: kill, fault_every: 20}"
-    launch(write_study(tmp_path, options, evaluations=30), tmp_path / "run", RunOptions(workers=2))
+    study = write_study(tmp_path, options, evaluations=30, scheduling="generational")
+    launch(study, tmp_path / "run", RunOptions(workers=2))
     found = states(tmp_path / "run")
     abandoned = found.count(TrialState.ABANDONED)
     assert 1 <= abandoned <= 6
@@ -129,13 +133,30 @@ def test_two_drivers_on_one_study_are_refused(tmp_path: Path) -> None:
         resume(tmp_path / "run", RunOptions(workers=2))
 
 
-def test_a_worker_that_cannot_start_ends_the_run_with_the_cause(tmp_path: Path) -> None:
-    study = write_study(tmp_path, evaluations=10)
-    text = study.read_text().replace("max_attempts: 2", "max_attempts: 2, device: cuda")
-    study.write_text(text)
+def test_a_gpu_that_is_not_there_is_said_before_anything_starts(tmp_path: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
+    study = write_study(tmp_path, evaluations=10)
+    study.write_text(study.read_text().replace("max_attempts: 2", "max_attempts: 2, device: cuda"))
     with pytest.raises(EvaluationError, match="no GPU"):
         launch(study, tmp_path / "run", RunOptions(workers=2))
+
+
+def test_workers_that_cannot_start_end_the_run_with_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(**settings: Any) -> WorkerSettings:
+        return WorkerSettings(**{**settings, "threads": -1})
+
+    monkeypatch.setattr("qsearch.run.study.WorkerSettings", broken)
+    with pytest.raises(EvaluationError, match="die before they can evaluate anything"):
+        launch(write_study(tmp_path, evaluations=10), tmp_path / "run", RunOptions(workers=2))
+
+
+def test_nothing_is_left_in_the_scratch_directory(tmp_path: Path) -> None:
+    scratch = tmp_path / "run" / "scratch"
+    (scratch / "left-by-a-killed-driver").mkdir(parents=True)
+    study = write_study(tmp_path, evaluations=10)
+    (tmp_path / "run" / "study.yaml").write_text(study.read_text())
+    resume(tmp_path / "run", RunOptions(workers=2))
+    assert list(scratch.iterdir()) == []

@@ -1,0 +1,99 @@
+"""Fisher weights against closed forms."""
+
+from __future__ import annotations
+
+import nets
+import pytest
+import torch
+from torch import nn
+
+from qsearch.models import QuantGraph, build_graph
+from qsearch.quant import fisher_weights
+
+
+def softmax_model(weight: torch.Tensor) -> tuple[QuantGraph, str]:
+    """logits = weight @ pixels, and the name of the logits' node."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(weight.shape[1], weight.shape[0], bias=False)).eval()
+    with torch.no_grad():
+        network[1].weight.copy_(weight)
+    graph = build_graph(network, torch.zeros(2, 1, 1, weight.shape[1]))
+    return graph, graph.units[0].exit
+
+
+def fisher(graph: QuantGraph, node: str, x: torch.Tensor, *, samples: int = 1, floor: float = 0.0, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return fisher_weights(graph, node, x, samples=samples, floor=floor, batch_size=64, generator=generator)
+
+
+def test_diagonal_at_the_logits_of_a_softmax() -> None:
+    """dL/dz = p - onehot(y), so E_y[(dL/dz_c)^2] = p_c (1 - p_c)."""
+    weight = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, -0.5]])
+    graph, node = softmax_model(weight)
+    x = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [2.0, -1.0, 1.0]]).reshape(3, 1, 1, 3)
+    p = torch.softmax(x.flatten(1) @ weight.T, 1)
+    expected = p * (1 - p)
+    found = fisher(graph, node, x, samples=3000)
+    torch.testing.assert_close(found, expected / expected.mean(), rtol=0.1, atol=0.02)
+
+
+def test_one_draw_is_the_squared_residual() -> None:
+    """Where the prediction leaves no doubt about the label, one draw gives (p - onehot)^2 exactly."""
+    graph, node = softmax_model(torch.eye(3) * 30)
+    x = torch.tensor([[1.0, 0.4, 0.0], [0.0, 1.0, 0.5]]).reshape(2, 1, 1, 3)
+    p = torch.softmax(x.flatten(1) @ (torch.eye(3) * 30).T, 1)
+    residual = (p - torch.nn.functional.one_hot(p.argmax(1), 3)).square()
+    torch.testing.assert_close(fisher(graph, node, x), residual / residual.mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_diagonal_before_a_linear_layer() -> None:
+    """At the input of logits = W z the gradient is W^T (p - y): with two classes, p0 p1 (w0 - w1)^2."""
+    weight = torch.tensor([[1.0, -2.0], [0.5, 1.0]])
+    network = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False), nn.Flatten(), nn.Linear(2, 2, bias=False)).eval()
+    with torch.no_grad():
+        network[0].weight.copy_(torch.eye(2)[:, :, None, None])
+        network[2].weight.copy_(weight)
+    x = torch.tensor([[0.3, 0.1], [-1.0, 0.2], [0.5, -0.5], [0.0, 0.0]]).reshape(4, 2, 1, 1)
+    graph = build_graph(network, x)
+    p = torch.softmax(x.flatten(1) @ weight.T, 1)
+    expected = p.prod(1, keepdim=True) * (weight[0] - weight[1]).square()
+    found = fisher(graph, graph.units[0].exit, x, samples=4000).flatten(1)
+    torch.testing.assert_close(found, expected / expected.mean(), rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.05, 0.5])
+def test_mean_one_and_floor(floor: float) -> None:
+    graph = build_graph(nets.randomize(nets.Residual()), nets.images(2))
+    for unit in graph.units:
+        found = fisher(graph, unit.exit, nets.images(100), samples=2, floor=floor)
+        assert found.shape[0] == 100
+        assert float(found.mean()) == pytest.approx(1.0, rel=1e-4)
+        assert float(found.min()) >= floor
+        assert not found.requires_grad
+
+
+def test_no_gradient_means_equal_weights() -> None:
+    """A certain prediction has no Fisher information: every output counts the same."""
+    graph, node = softmax_model(torch.eye(3) * 1e4)
+    found = fisher(graph, node, torch.tensor([[1.0, 0.0, 0.0]] * 2).reshape(2, 1, 1, 3), floor=0.3)
+    assert torch.equal(found, torch.ones(2, 3))
+
+
+def test_deterministic_given_the_generator() -> None:
+    graph = build_graph(nets.randomize(nets.Residual()), nets.images(2))
+    x, node = nets.images(20), graph.units[1].exit
+    before = torch.get_rng_state()
+    first, second, other = (fisher(graph, node, x, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_no_gradients_leak() -> None:
+    network = nets.randomize(nets.Residual())
+    graph = build_graph(network, nets.images(2))
+    images = nets.images(10)
+    with torch.no_grad():  # the caller's mode does not matter
+        fisher(graph, graph.units[0].exit, images)
+    assert all(p.grad is None for p in graph.module.parameters())
+    assert images.grad is None
+    assert not images.requires_grad
