@@ -114,7 +114,7 @@ def _interruptible(home: StudyDirectory) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
     finally:
         if is_main:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _say_how_to_resume(home: StudyDirectory) -> None:

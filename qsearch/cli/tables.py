@@ -38,7 +38,8 @@ def print_front(front: Front, limit: int | None = None) -> None:
     """
     console = Console(highlight=False)
     table = _rich_table(front, _shown(front, limit))
-    if not console.is_terminal or console.measure(table).maximum > console.width:
+    width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    if not console.is_terminal or width > console.width:
         for line in front_lines(front, limit):
             console.print(Text(line), soft_wrap=True)
         return

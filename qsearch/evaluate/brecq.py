@@ -35,9 +35,9 @@ class BRECQOptions:
     """
 
     iterations: int = 200
-    lr: float = 0.05
+    lr: float = 0.1
     batch_size: int = 32
-    round_weight: float = 0.01
+    round_weight: float = 0.1
     warm_up: float = 0.2
     fisher_samples: int = 4
     fisher_floor: float = 0.05

@@ -42,8 +42,15 @@ def test_in_three_dimensions_the_plane_goes_through_the_extremes() -> None:
 
 
 def test_one_member_that_is_best_in_two_objectives() -> None:
-    # The extremes coincide, so the plane through the unit points takes over.
+    # The extremes coincide, so the member closest to the ideal point is taken.
     assert knee([[0, 0, 10], [10, 10, 0], [1, 1, 1]]) == 2
+
+
+def test_costs_that_go_together_do_not_outvote_the_accuracy() -> None:
+    # Three costs in step against one error: the cheapest member has the smallest sum, but it is no compromise.
+    cost = np.array([0.0, 0.3, 0.7, 1.0])
+    points = np.column_stack([[1.0, 0.3, 0.1, 0.0], cost, cost, cost])
+    assert knee(points) == 1
 
 
 def test_a_plane_that_does_not_face_the_ideal_is_not_used() -> None:

@@ -33,8 +33,8 @@ def test_the_soft_weight_starts_at_the_float_weight(bits: int) -> None:
     grid = search_weight_grid(weight, bits)
     rounding = SoftRounding(weight, grid)
     scale = grid.scale[:, None, None, None]
-    position = weight / scale + grid.zero
-    torch.testing.assert_close(rounding.h(), (position - position.floor()), rtol=0, atol=2e-5)
+    position = weight.double() / scale.double() + grid.zero
+    torch.testing.assert_close((rounding.floor + rounding.h()).double(), position, rtol=0, atol=2e-5)
     inside = (position >= grid.low) & (position <= grid.high)
     assert inside.float().mean() > 0.5
     difference = (rounding.soft() - weight).abs() / scale
