@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 from qsearch.errors import QSearchError
+
+
+_HINT = "check the permissions and the free space there; QSEARCH_CACHE_DIR sets where the cache is"
 
 
 def cache_dir() -> Path:
@@ -30,19 +33,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
+        # Unlike tempfile's, with the permissions that any new file of the user has.
+        temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"
+        temporary.touch(exist_ok=False)
     except OSError as error:
-        raise QSearchError(
-            f"cannot write {path}: {error.strerror}", "set QSEARCH_CACHE_DIR to a directory you can write"
-        ) from error
-    temporary = Path(name)
+        raise QSearchError(f"cannot write {path}: {error.strerror}", _HINT) from error
     try:
         write(temporary)
         temporary.replace(path)
     except OSError as error:
-        raise QSearchError(
-            f"cannot write {path}: {error.strerror or error}", "free some disk space, or set QSEARCH_CACHE_DIR"
-        ) from error
+        raise QSearchError(f"cannot write {path}: {error.strerror or error}", _HINT) from error
     finally:
         temporary.unlink(missing_ok=True)

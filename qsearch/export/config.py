@@ -242,7 +242,7 @@ def configuration_of(front: Front, point: FrontPoint) -> Configuration:
     """
     spec, target, bits = front.spec, front.target, point.config
     evaluator = target["evaluators"][point.fidelity]
-    environment = target["environment"]
+    environment = {**target["environment"], **point.provenance}
     group_bits = {
         target["tensors"][layer.tensor]["group"]: width
         for layer, width in zip(front.layers, bits.activations, strict=True)

@@ -319,6 +319,7 @@ class Broker:
                     seconds=outcome.seconds,
                     worker=outcome.worker,
                     finished_at=self.clock(),
+                    provenance=dict(outcome.provenance),
                 )
             )
         elif job.key in self._results:

@@ -64,8 +64,11 @@ class StudyDirectory:
             StudyMismatchError: The directory belongs to another study or holds something else.
             StoreError: It cannot be made.
         """
-        if self.spec_file.is_file():
+        if self.spec_file.is_file() and ((self.path / _DATABASE).exists() or spec.store.url):
             self._check_same(spec)
+            return
+        if self.spec_file.is_file():  # launched before, but it never came to a log: nothing to lose
+            write_atomically(self.spec_file, lambda temporary: self._write_spec(temporary, spec, text))
             return
         try:
             strangers = sorted(entry.name for entry in self.path.iterdir()) if self.path.exists() else []

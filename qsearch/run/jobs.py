@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from qsearch.types import BitConfig, EvaluationKey, Score
 
@@ -52,6 +53,7 @@ class Outcome:
         kind: ``ok``, ``error`` (an exception), ``timeout`` or ``worker_lost``.
         message: One line for people, when it failed.
         traceback: Full text, when it failed.
+        provenance: Where and with what it was computed, as far as that may touch the numbers; JSON-ready.
     """
 
     key: str
@@ -61,6 +63,7 @@ class Outcome:
     kind: str = "ok"
     message: str = ""
     traceback: str = ""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class FrontPoint:
         mean_weight_bits: Over all weights.
         mean_activation_bits: Over all elements of activation tensors.
         is_knee: True for the knee of the front.
+        provenance: Threads, device and versions of the evaluations.
     """
 
     id: int
@@ -44,6 +45,7 @@ class FrontPoint:
     mean_weight_bits: float
     mean_activation_bits: float
     is_knee: bool = False
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ def read_front(store: StudyStore) -> Front:
                 mean_weight_bits=trial.config.mean_weight_bits(layers),
                 mean_activation_bits=trial.config.mean_activation_bits(layers),
                 is_knee=entry.id == knee_id,
+                provenance={k: v for e in found.values() for k, v in e.provenance.items()},
             )
         )
     points.sort(key=lambda p: (-p.accuracy[SEARCH_SPLIT], p.costs["size"], p.id))

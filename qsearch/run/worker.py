@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import platform
 import socket
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from qsearch.evaluate import Evaluator, Target, make_evaluator
+from qsearch.evaluate import Evaluator, Target, make_evaluator, resolve_device
 from qsearch.run.jobs import Job, Outcome
 
 #: The hard watchdog (which needs no Python) waits this much longer than the polite one.
@@ -63,6 +64,12 @@ class Worker:
         self._on_timeout = on_timeout
         self._evaluators: dict[str, Evaluator] = {}
         torch.set_num_threads(settings.threads)
+        self.provenance = {
+            "threads": settings.threads,
+            "device": resolve_device(settings.device).type,
+            "torch": torch.__version__,
+            "machine": platform.machine(),
+        }
 
     def run(self, job: Job) -> Outcome:
         """Evaluates one job; an exception becomes a failed outcome."""
@@ -80,7 +87,8 @@ class Worker:
                 f"{type(error).__name__}: {error}".split("\n")[0],
                 traceback.format_exc(),
             )
-        return Outcome(job.key, score, time.perf_counter() - started, self.name)
+        seconds = time.perf_counter() - started
+        return Outcome(job.key, score, seconds, self.name, provenance=self.provenance)
 
     def _evaluator(self, fidelity: str) -> Evaluator:
         if fidelity not in self._evaluators:

@@ -107,6 +107,20 @@ def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path: Path) -> 
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
 
 
+def test_a_study_that_never_began_may_be_corrected_and_launched_again(tmp_path: Path) -> None:
+    with pytest.raises(SpaceError):
+        qs.launch(write(tmp_path, SMALL + 'constraints: ["size <= 1 kB"]\n'), tmp_path / "run", SERIAL)
+    front = qs.launch(write(tmp_path, SMALL + 'constraints: ["size <= 20 kB"]\n'), tmp_path / "run", SERIAL)
+    assert front.counts["complete"] == 12
+
+
+def test_evaluations_say_with_what_they_were_computed(finished: Path) -> None:
+    provenance = qs.front(finished / "run").points[0].provenance
+    assert provenance["threads"] == 1
+    assert provenance["device"] == "cpu"
+    assert provenance["torch"] == torch.__version__
+
+
 def test_resume_of_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no study"):
         qs.resume(tmp_path / "nowhere", SERIAL)
