@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import platform
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from qsearch import __version__
 from qsearch.errors import TooManyFailures
-from qsearch.evaluate import Evaluator, Target, build_target, make_evaluator, resolve_device
-from qsearch.evaluate.ptq import PTQEvaluator
+from qsearch.evaluate import build_target
 from qsearch.run.directory import StudyDirectory
 from qsearch.run.executor import Executor, SerialExecutor
-from qsearch.run.jobs import KeyMaker
 from qsearch.run.opening import open_broker
 from qsearch.run.plan import Plan
-from qsearch.run.problem import Problem, build_problem
+from qsearch.run.problem import build_problem
+from qsearch.run.record import describe_target, make_keys
 from qsearch.run.results import Front, read_front
 from qsearch.run.status import Phase, Status
 from qsearch.run.worker import WorkerSettings
 from qsearch.spec import StudySpec, load_spec
-from qsearch.types import digest
 
 Log = Callable[[str], None]
 
@@ -109,50 +103,48 @@ def front(directory: str | Path) -> Front:
 def _run(
     spec: StudySpec, home: StudyDirectory, options: RunOptions, listener: Callable[[Status], None], log: Log
 ) -> Front:
-    threads = max(1, int(spec.execution.cpus_per_worker))
     executor_name = options.executor or spec.execution.executor
-    workers = options.workers or spec.execution.workers or max(1, int(_cores() // spec.execution.cpus_per_worker))
-    workers = 1 if executor_name == "serial" else workers
-    if executor_name == "serial":
-        workers = 1
+    workers = 1 if executor_name == "serial" else options.workers or spec.execution.workers or _fitting_workers(spec)
+    threads = max(1, int(spec.execution.cpus_per_worker))
 
     started = time.perf_counter()
     target = build_target(spec.model, spec.data, spec.quantizer.add_policy)
-    graph = target.graph
-    groups = {tensor.index: tensor.group for tensor in graph.tensors}
-    problem = build_problem(spec, graph.layers, groups, graph.classes, graph.float_parameters)
-    record = describe_target(spec, target, problem, threads)
+    groups = {tensor.index: tensor.group for tensor in target.graph.tensors}
+    problem = build_problem(spec, target.graph.layers, groups, target.graph.classes, target.graph.float_parameters)
     keys = make_keys(spec, target)
+    record = describe_target(spec, target, problem, keys, threads)
     log(
-        f"{spec.model.source}: {len(graph.layers)} layers, {problem.space.n_genes} free genes, "
+        f"{spec.model.source}: {len(problem.layers)} layers, {problem.space.n_genes} free genes, "
         f"{problem.space.cardinality:.3g} configurations; float accuracy {record['float']['validation']:.2f} % "
         f"(validation); ready after {time.perf_counter() - started:.1f} s"
     )
-    for note in graph.notes:
+    for note in target.graph.notes:
         log(f"note: {note}")
 
     plan = Plan.from_spec(spec, workers)
     make_broker = partial(open_broker, spec, home, problem, keys, plan, record, os.getpid(), options.takeover)
-    settings = WorkerSettings(
-        options={name: dict(values) for name, values in spec.fidelities.items()},
-        device=spec.execution.device,
-        threads=threads,
-        seed=spec.evaluation.seed,
-        timeout_s=spec.evaluation.timeout_s,
-    )
     with _executor(executor_name, workers, spec, options, home) as executor:
-        status = executor.run(make_broker, target, settings, listener)
+        status = executor.run(make_broker, target, WorkerSettings.from_spec(spec, threads), listener)
     if status.phase is Phase.STOPPED:
         raise TooManyFailures(
             f"{status.counts['abandoned']} of {status.evaluated} candidates failed {plan.max_attempts} times; "
             f"the last failure: {status.last_failure}",
             "run with --executor serial to see the error; `execution.max_failed_fraction` sets this limit",
         )
-    with home.open_store(spec) as store, store.study(spec.study.name).transaction():
-        study = store.study(spec.study.name)
-        summary = {"efficiency": status.efficiency, "evaluations": status.new_evaluations, "workers": workers}
-        study.add_event("finished", {k: round(v, 6) if isinstance(v, float) else v for k, v in summary.items()})
+    _record_end(spec, home, status)
     return front(home.path)
+
+
+def _record_end(spec: StudySpec, home: StudyDirectory, status: Status) -> None:
+    """Notes in the log that the study came to its end, once."""
+    with home.open_store(spec) as store:
+        study = store.study(spec.study.name)
+        if not read_front(study).is_final:
+            efficiency = round(status.efficiency, 6)
+            study.add_event(
+                "finished",
+                {"efficiency": efficiency, "evaluations": status.new_evaluations, "workers": status.workers},
+            )
 
 
 def _executor(
@@ -167,74 +159,6 @@ def _executor(
     return tune_executor(options.address, workers, execution.cpus_per_worker, gpus, home.scratch)
 
 
-def make_keys(spec: StudySpec, target: Target) -> KeyMaker:
-    """Makes the key maker of a study; checks the options of its fidelities on the way.
-
-    Raises:
-        PluginError: A fidelity is unknown.
-        SpecError: An option of a fidelity is wrong, or options name a fidelity that does not exist.
-    """
-    evaluators = _evaluators(spec, target)
-    splits = ("validation", "test")
-    return KeyMaker(
-        model=target.graph.digest,
-        data={split: target.data_digest(split) for split in splits},
-        quantizer={
-            name: digest({**evaluator.settings(), "batch_size": target.batch_size})
-            for name, evaluator in evaluators.items()
-        },
-        versions={name: evaluator.version for name, evaluator in evaluators.items()},
-        seed=spec.evaluation.seed,
-    )
-
-
-def _evaluators(spec: StudySpec, target: Target) -> dict[str, Evaluator]:
-    """Evaluators of all fidelities that the study names."""
-    used = {spec.evaluation.fidelity, spec.finalists.fidelity or spec.evaluation.fidelity, *spec.fidelities}
-    return {
-        fidelity: make_evaluator(fidelity, target, spec.fidelities.get(fidelity, {}), "cpu", spec.evaluation.seed)
-        for fidelity in sorted(used)
-    }
-
-
-def describe_target(spec: StudySpec, target: Target, problem: Problem, threads: int) -> dict[str, Any]:
-    """What is searched, for the log and the exports: JSON-ready."""
-    import torch
-
-    torch.set_num_threads(threads)
-    graph = target.graph
-    evaluator = PTQEvaluator(target, {}, resolve_device(spec.execution.device), spec.evaluation.seed)
-    ideal, reference = problem.corners
-    keys = make_keys(spec, target)
-    return {
-        "layers": [layer.to_json() for layer in graph.layers],
-        "tensors": [dataclasses.asdict(tensor) for tensor in graph.tensors],
-        "units": [[unit.name, list(unit.layers)] for unit in graph.units],
-        "notes": list(graph.notes),
-        "classes": graph.classes,
-        "float_parameters": graph.float_parameters,
-        "model_digest": graph.digest,
-        "data_digest": {name: split.digest for name, split in target.splits.items()},
-        "samples": {name: len(split) for name, split in target.splits.items()},
-        "quantizer": keys.quantizer,
-        "evaluators": {
-            name: {"version": used.version, "settings": dict(used.settings())}
-            for name, used in _evaluators(spec, target).items()
-        },
-        "float": {split: evaluator.evaluate_float(split).accuracy for split in ("validation", "test")},
-        "devices": {name: dict(table.provenance) for name, table in problem.tables.items()},
-        "corners": {"ideal": list(ideal), "reference": list(reference)},
-        "cardinality": str(problem.space.cardinality),
-        "environment": {
-            "qsearch": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "threads": threads,
-            "device": str(evaluator.device),
-        },
-    }
-
-
-def _cores() -> float:
-    return float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else float(os.cpu_count() or 1)
+def _fitting_workers(spec: StudySpec) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(cores // spec.execution.cpus_per_worker))

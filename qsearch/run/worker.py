@@ -18,6 +18,7 @@ import torch
 
 from qsearch.evaluate import Evaluator, Target, make_evaluator, resolve_device
 from qsearch.run.jobs import Job, Outcome
+from qsearch.spec import StudySpec
 
 #: The hard watchdog (which needs no Python) waits this much longer than the polite one.
 HARD_WATCHDOG_GRACE_S = 10.0
@@ -43,6 +44,17 @@ class WorkerSettings:
     threads: int
     seed: int
     timeout_s: float | None
+
+    @classmethod
+    def from_spec(cls, spec: StudySpec, threads: int) -> WorkerSettings:
+        """Reads a study file's sections."""
+        return cls(
+            options={name: dict(values) for name, values in spec.fidelities.items()},
+            device=spec.execution.device,
+            threads=threads,
+            seed=spec.evaluation.seed,
+            timeout_s=spec.evaluation.timeout_s,
+        )
 
 
 class Worker:

@@ -145,10 +145,8 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_starts(tmp_path: Path) 
 
 
 def test_workers_that_cannot_start_end_the_run_with_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(**settings: Any) -> WorkerSettings:
-        return WorkerSettings(**{**settings, "threads": -1})
-
-    monkeypatch.setattr("qsearch.run.study.WorkerSettings", broken)
+    real = WorkerSettings.from_spec
+    monkeypatch.setattr(WorkerSettings, "from_spec", lambda spec, threads: real(spec, -1))
     with pytest.raises(EvaluationError, match="die before they can evaluate anything"):
         launch(write_study(tmp_path, evaluations=10), tmp_path / "run", RunOptions(workers=2))
 

@@ -1,0 +1,91 @@
+"""What identifies a study's evaluations, and what the log keeps of network, data and devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from typing import Any
+
+import torch
+
+from qsearch import __version__
+from qsearch.evaluate import Evaluator, Target, make_evaluator, resolve_device
+from qsearch.evaluate.ptq import PTQEvaluator
+from qsearch.run.jobs import KeyMaker
+from qsearch.run.problem import Problem
+from qsearch.spec import StudySpec
+from qsearch.types import digest
+
+
+def make_keys(spec: StudySpec, target: Target) -> KeyMaker:
+    """Makes the key maker of a study; checks the options of its fidelities on the way.
+
+    Raises:
+        PluginError: A fidelity is unknown.
+        SpecError: An option of a fidelity is wrong, or options name a fidelity that does not exist.
+    """
+    evaluators = _evaluators(spec, target)
+    splits = ("validation", "test")
+    return KeyMaker(
+        model=target.graph.digest,
+        data={split: target.data_digest(split) for split in splits},
+        quantizer={
+            name: digest({**evaluator.settings(), "batch_size": target.batch_size})
+            for name, evaluator in evaluators.items()
+        },
+        versions={name: evaluator.version for name, evaluator in evaluators.items()},
+        seed=spec.evaluation.seed,
+    )
+
+
+def _evaluators(spec: StudySpec, target: Target) -> dict[str, Evaluator]:
+    """Evaluators of all fidelities that the study names."""
+    used = {spec.evaluation.fidelity, spec.finalists.fidelity or spec.evaluation.fidelity, *spec.fidelities}
+    return {
+        fidelity: make_evaluator(fidelity, target, spec.fidelities.get(fidelity, {}), "cpu", spec.evaluation.seed)
+        for fidelity in sorted(used)
+    }
+
+
+def describe_target(spec: StudySpec, target: Target, problem: Problem, keys: KeyMaker, threads: int) -> dict[str, Any]:
+    """What is searched, for the log and the exports: JSON-ready.
+
+    Args:
+        spec: The study.
+        target: Network and data.
+        problem: Space and cost tables.
+        keys: From :func:`make_keys`.
+        threads: torch threads of a worker; the float network is scored with as many.
+    """
+    torch.set_num_threads(threads)
+    graph = target.graph
+    evaluator = PTQEvaluator(target, {}, resolve_device(spec.execution.device), spec.evaluation.seed)
+    ideal, reference = problem.corners
+    return {
+        "layers": [layer.to_json() for layer in graph.layers],
+        "tensors": [dataclasses.asdict(tensor) for tensor in graph.tensors],
+        "units": [[unit.name, list(unit.layers)] for unit in graph.units],
+        "notes": list(graph.notes),
+        "classes": graph.classes,
+        "float_parameters": graph.float_parameters,
+        "model_digest": graph.digest,
+        "data_digest": {name: split.digest for name, split in target.splits.items()},
+        "samples": {name: len(split) for name, split in target.splits.items()},
+        "quantizer": keys.quantizer,
+        "evaluators": {
+            name: {"version": used.version, "settings": dict(used.settings())}
+            for name, used in _evaluators(spec, target).items()
+        },
+        "float": {split: evaluator.evaluate_float(split).accuracy for split in ("validation", "test")},
+        "devices": {name: dict(table.provenance) for name, table in problem.tables.items()},
+        "corners": {"ideal": list(ideal), "reference": list(reference)},
+        "cardinality": str(problem.space.cardinality),
+        "environment": {
+            "qsearch": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "threads": threads,
+            "device": str(evaluator.device),
+        },
+    }

@@ -1,0 +1,184 @@
+"""What the fidelities measure: exact where they must be, close to float at 8 bits, brecq far above ptq at 2."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import nets
+import pytest
+import torch
+from torch import nn
+
+from qsearch.data import Split
+from qsearch.errors import EvaluationError
+from qsearch.evaluate import Target, make_evaluator
+from qsearch.evaluate.artifacts import ArtifactCache
+from qsearch.evaluate.brecq import BRECQEvaluator
+from qsearch.evaluate.ptq import PTQEvaluator, tensor_bits
+from qsearch.models import build_graph
+from qsearch.testing.evaluators import toy_target
+from qsearch.types import BitConfig
+
+CPU = torch.device("cpu")
+
+
+def uniform(target: Target, weights: int, activations: int, ends: int | None = None) -> BitConfig:
+    """One width for all layers; ``ends`` for the first and last."""
+    n = len(target.graph.layers)
+    ends = ends or weights
+    return BitConfig((ends, *[weights] * (n - 2), ends), (activations,) * n)
+
+
+def test_an_exactly_representable_network_loses_nothing() -> None:
+    """Weights and pixels on their 8-bit grids: the quantized network is the float network, counted by hand."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3, 3)).eval()
+    with torch.no_grad():
+        network[1].weight.copy_(torch.eye(3) * 127)
+        network[1].bias.copy_(torch.tensor([0.0, 0.5, 1.0]))
+    calibration = torch.arange(256.0).repeat(3).reshape(-1, 3, 1, 1)
+    images = torch.tensor([[255, 254, 0], [7, 7, 7], [0, 3, 3], [9, 8, 9]]).float().reshape(4, 3, 1, 1)
+    labels = torch.tensor([0, 2, 1, 0])  # right, right (by the bias), wrong, wrong
+    splits = {"calibration": Split("calibration", calibration, torch.zeros(256).long())}
+    splits["test"] = Split("test", images, labels)
+    evaluator = PTQEvaluator(Target(build_graph(network, images), splits, 3), {}, CPU, 0)
+    exact = evaluator.evaluate_float("test")
+    quantized = evaluator.evaluate(BitConfig((8,), (8,)), "test")
+    assert (quantized.correct, quantized.samples, quantized.accuracy) == (2, 4, 50.0)
+    assert quantized.loss == pytest.approx(exact.loss, rel=1e-6)
+    coarse = evaluator.evaluate(BitConfig((8,), (1,)), "test")  # pixels become 0 or nearly 255
+    assert coarse.loss > exact.loss
+
+
+def test_8_bit_digits_are_as_good_as_float(digits_target: Target) -> None:
+    evaluator = PTQEvaluator(digits_target, {}, CPU, 0)
+    for split in ("validation", "test"):
+        quantized = evaluator.evaluate(uniform(digits_target, 8, 8), split)
+        assert abs(quantized.accuracy - evaluator.evaluate_float(split).accuracy) <= 0.5
+    assert evaluator.evaluate_float("test").accuracy >= 97
+
+
+def test_accuracy_falls_with_bits(digits_target: Target) -> None:
+    evaluator = PTQEvaluator(digits_target, {}, CPU, 0)
+    losses = [evaluator.evaluate(uniform(digits_target, b, b), "validation").loss for b in (8, 4, 3, 2)]
+    assert losses == sorted(losses)
+    assert losses[-1] > losses[0] + 1
+
+
+def test_brecq_beats_ptq_at_2_bits(digits_target: Target) -> None:
+    config = uniform(digits_target, 2, 8, ends=8)
+    exact = PTQEvaluator(digits_target, {}, CPU, 0).evaluate_float("test").accuracy
+    ptq = PTQEvaluator(digits_target, {}, CPU, 0).evaluate(config, "test").accuracy
+    brecq = make_evaluator("brecq", digits_target, {}).evaluate(config, "test").accuracy
+    assert brecq > ptq + 30
+    assert brecq > exact - 3
+
+
+def test_brecq_at_8_bits_is_ptq(digits_target: Target) -> None:
+    config = uniform(digits_target, 8, 4)
+    expected = PTQEvaluator(digits_target, {}, CPU, 0).evaluate(config, "validation")
+    assert make_evaluator("brecq", digits_target, {}).evaluate(config, "validation") == expected
+
+
+def test_brecq_improves_on_its_own_activations(tmp_path: Path) -> None:
+    """Rounding is learned with the unit's activations quantized: other activation bits, other weights."""
+    target = toy_target()
+    evaluator = BRECQEvaluator(target, {"iterations": 60}, CPU, 0, ArtifactCache(tmp_path))
+    coarse, fine = (evaluator.weights(BitConfig((3,) * 5, (a,) * 5)) for a in (2, 8))
+    assert any(not torch.equal(coarse[i], fine[i]) for i in coarse)
+    for weights in (coarse, fine):
+        for index, weight in weights.items():
+            grid = evaluator.weight_grid(index, 3)
+            assert torch.equal(grid.quantize(weight), weight), "on the grid of its width"
+
+
+def test_ties() -> None:
+    """Layers that read one tensor, or tensors that meet in an addition, have one width."""
+    network, x = nets.randomize(nets.Residual()), nets.images(20)
+    split = Split("calibration", x, torch.zeros(20).long())
+    target = Target(build_graph(network, x[:2], "both_inputs"), {"calibration": split, "validation": split}, 32)
+    names = [layer.name for layer in target.graph.layers]
+    evaluator = make_evaluator("ptq", target, {})
+    for first, second in (("wider.conv1", "wider.shortcut"), ("same.conv1", "wider.conv1")):
+        bits = [8] * 7
+        bits[names.index(second)] = 4
+        config = BitConfig((8,) * 7, tuple(bits))
+        if first == "same.conv1":  # tied through the sum in block `same`? its output is another tensor
+            bits = [8] * 7
+            for name in ("wider.conv1", "wider.shortcut"):
+                bits[names.index(name)] = 4
+            widths = tensor_bits(target, BitConfig((8,) * 7, tuple(bits)))
+            by_node = {target.graph.tensors[i].node: b for i, b in widths.items()}
+            assert by_node["same_conv2"] == 8  # has the width of the block's input, with which it is added
+            assert by_node["wider_conv2"] == by_node["wider_shortcut"] == 8  # of the classifier's input
+            assert len(by_node) == len(target.graph.tensors)
+        else:
+            with pytest.raises(EvaluationError, match=f"layers '{first}' and '{second}' share an activation width"):
+                evaluator.evaluate(config, "validation")
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        (BitConfig((8,) * 4, (8,) * 4), "has 4 layers, the network 5"),
+        (BitConfig((8, 8, 9, 8, 8), (8,) * 5), "layer 'conv2': 9-bit weights are not evaluated"),
+        (BitConfig((8,) * 5, (16,) * 5), "16-bit activations are not evaluated"),
+    ],
+)
+@pytest.mark.parametrize("fidelity", ["ptq", "brecq"])
+def test_wrong_configurations(fidelity: str, config: BitConfig, match: str) -> None:
+    with pytest.raises(EvaluationError, match=match):
+        make_evaluator(fidelity, toy_target(), {}).evaluate(config, "validation")
+
+
+def test_unknown_split_has_a_hint() -> None:
+    with pytest.raises(EvaluationError, match="there is no split 'tset'") as error:
+        make_evaluator("ptq", toy_target(), {}).evaluate(BitConfig((8,) * 5, (8,) * 5), "tset")
+    assert "'test'" in error.value.hint
+
+
+PROGRAM = """
+import pickle, sys
+import torch
+from qsearch.evaluate import make_evaluator
+torch.set_num_threads(int(sys.argv[2]))
+target, configs = pickle.load(open(sys.argv[1], "rb"))
+for fidelity in ("ptq", "brecq"):
+    evaluator = make_evaluator(fidelity, target, {"iterations": 25} if fidelity == "brecq" else {})
+    for config in configs:
+        print(evaluator.evaluate(config, "validation"))
+"""
+
+
+def test_two_processes_give_equal_scores_to_the_last_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = toy_target()
+    configs = [BitConfig((b,) * 5, (a,) * 5) for b, a in ((2, 4), (4, 8), (3, 3))]
+    (tmp_path / "work.pkl").write_bytes(pickle.dumps((target, configs)))
+    outputs = []
+    for cache in ("one", "two"):  # each reconstructs for itself
+        monkeypatch.setenv("QSEARCH_CACHE_DIR", str(tmp_path / cache))
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path / "work.pkl"), "1"]
+        outputs.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0].splitlines()) == 6
+    assert list((tmp_path / "two" / "artifacts").rglob("*.safetensors"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+class TestGPU:
+    def test_scores_are_those_of_the_cpu_up_to_rounding(self, digits_target: Target) -> None:
+        for bits in (8, 4):
+            config = uniform(digits_target, bits, 8)
+            cpu, gpu = (make_evaluator("ptq", digits_target, {}, d).evaluate(config, "test") for d in ("cpu", "cuda"))
+            assert gpu.accuracy == pytest.approx(cpu.accuracy, abs=0.7)
+            assert gpu.loss == pytest.approx(cpu.loss, rel=0.02)
+
+    def test_reconstruction_repeats_itself(self, digits_target: Target, tmp_path: Path) -> None:
+        config = uniform(digits_target, 2, 4, ends=8)
+        device = torch.device("cuda")
+        caches = (ArtifactCache(tmp_path / name) for name in "ab")
+        scores = {BRECQEvaluator(digits_target, {}, device, 0, cache).evaluate(config, "test") for cache in caches}
+        assert len(scores) == 1
+        assert next(iter(digits_target.graph.module.parameters())).device.type == "cpu"
