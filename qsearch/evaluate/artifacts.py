@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from qsearch.cache import cache_dir, write_atomically
+
+_CHECKSUM = "sha256"
 
 
 class ArtifactCache:
@@ -30,15 +32,13 @@ class ArtifactCache:
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """Returns the tensors of a key, or None; a damaged file counts as absent and is removed."""
         path = self._path(key)
-        if not path.is_file():
-            return None
         try:
-            with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                checksum = (file.metadata() or {}).get("sha256")
-            if checksum == _checksum(tensors):
+            tensors = load(path.read_bytes())  # at once: a file that is mapped may be replaced while it is read
+            if torch.equal(tensors.pop(_CHECKSUM), _checksum(tensors)):
                 return tensors
-        except (SafetensorError, OSError, ValueError):
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError, ValueError, KeyError):
             pass
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
@@ -51,14 +51,14 @@ class ArtifactCache:
             QSearchError: The cache cannot be written.
         """
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        content = save(contiguous, {"sha256": _checksum(contiguous)})
+        content = save({**contiguous, _CHECKSUM: _checksum(contiguous)})
         write_atomically(self._path(key), lambda path: path.write_bytes(content))
 
 
-def _checksum(tensors: Mapping[str, torch.Tensor]) -> str:
-    """sha256 over names, types, shapes and values; the file format has none of its own."""
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """sha256 over names, types, shapes and values, 32 bytes; the file format has none of its own."""
     sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         sha.update(tensor.numpy().tobytes())
-    return sha.hexdigest()
+    return torch.frombuffer(bytearray(sha.digest()), dtype=torch.uint8)

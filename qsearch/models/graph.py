@@ -219,13 +219,21 @@ def _check_same(module: nn.Module, logits: torch.Tensor, example: torch.Tensor) 
     """Compares the traced and folded network with the user's own.
 
     Raises:
-        ModelError: They disagree by far more than rounding.
+        ModelError: They disagree by far more than rounding, or compute nothing sensible.
     """
+    network = copy_network(module)
     with torch.no_grad():
-        expected = copy_network(module)(example.clone())
+        expected = network(example.clone())
+    # Quantizing would hide it: there is no code for NaN.
+    broken = [name for name, value in network.state_dict().items() if not torch.isfinite(value).all()]
+    if broken or not torch.isfinite(expected).all():
+        where = f"in {broken[0]!r}" if broken else "among its logits"
+        raise ModelError(
+            f"the network has NaN or infinite values {where}",
+            "are the weights those of a finished training, and the images normalised as they were in it?",
+        )
     difference = float((logits - expected).abs().max())
-    # NaN logits are reported when an evaluation meets them.
-    if difference > 1e-2 * float(expected.abs().max()) + 1e-6:
+    if not difference <= 1e-2 * float(expected.abs().max()) + 1e-6:
         raise ModelError(
             f"the traced network does not compute what the network computes: logits differ by {difference:.3g}",
             "a tensor changed in place (x += y) and read under another name, or chance, cannot be traced; "

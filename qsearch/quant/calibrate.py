@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from qsearch.errors import EvaluationError
 from qsearch.models import QuantGraph
 from qsearch.quant.network import Recorder
 
@@ -24,6 +25,9 @@ def sample_activations(graph: QuantGraph, images: torch.Tensor, batch_size: int)
 
     Returns:
         One flat tensor of values for each of ``graph.tensors``, on the CPU.
+
+    Raises:
+        EvaluationError: A tensor holds NaN or infinite values.
     """
     kept: list[list[torch.Tensor]] = [[] for _ in graph.tensors]
     batches = torch.split(images, batch_size)
@@ -37,5 +41,10 @@ def sample_activations(graph: QuantGraph, images: torch.Tensor, batch_size: int)
             if stride > 1 and stride % 2 == 0:
                 stride += 1  # an even stride would keep hitting the same columns of power-of-two maps
             extremes = torch.stack(torch.aminmax(values))
+            if not torch.isfinite(extremes).all():
+                raise EvaluationError(
+                    f"activation {tensor.node!r} is NaN or infinite on the calibration images",
+                    "are the images normalised as they were in training?",
+                )
             kept[tensor.index].append(torch.cat([values[::stride], extremes]).cpu())
     return [torch.cat(parts) for parts in kept]

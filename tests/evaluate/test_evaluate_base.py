@@ -175,12 +175,14 @@ def test_logits_that_are_not_finite(value: float) -> None:
         score(network, split, 3, CPU)
 
 
-def test_a_network_with_nan_weights() -> None:
+def test_nan_and_infinite_activations_are_not_hidden_by_quantizing() -> None:
+    """Quantizing maps them to ordinary values, so they are looked for before."""
     target = toy_target()
-    with torch.no_grad():
-        target.graph.layer_module(1).weight[0, 0, 0, 0] = math.nan
-    with pytest.raises(EvaluationError, match="NaN or infinite"):
-        make_evaluator("ptq", target, {}).evaluate(BitConfig((8,) * 5, (8,) * 5), "validation")
+    images = target.splits["calibration"].images.clone()
+    images[7] = 3e38
+    splits = {**target.splits, "calibration": Split("calibration", images, target.splits["calibration"].labels)}
+    with pytest.raises(EvaluationError, match="activation 'relu' is NaN or infinite on the calibration images"):
+        make_evaluator("ptq", replace(target, splits=splits), {}).evaluate(BitConfig((8,) * 5, (8,) * 5), "test")
 
 
 # --- target
@@ -198,7 +200,9 @@ def wide() -> dict[str, object]:
 
 
 def grey() -> dict[str, object]:
-    return {name: [(torch.full((1, 8, 8), float(i)), 0)] for i, name in enumerate(("calibration", "validation", "test"))}
+    return {
+        name: [(torch.full((1, 8, 8), float(i)), 0)] for i, name in enumerate(("calibration", "validation", "test"))
+    }
 
 
 def test_build_target() -> None:

@@ -94,29 +94,36 @@ def test_brecq_improves_on_its_own_activations(tmp_path: Path) -> None:
             assert torch.equal(grid.quantize(weight), weight), "on the grid of its width"
 
 
-def test_ties() -> None:
-    """Layers that read one tensor, or tensors that meet in an addition, have one width."""
+@pytest.fixture(scope="module")
+def tied_target() -> Target:
+    """Summands are stored quantized, with one width for both."""
     network, x = nets.randomize(nets.Residual()), nets.images(20)
     split = Split("calibration", x, torch.zeros(20).long())
-    target = Target(build_graph(network, x[:2], "both_inputs"), {"calibration": split, "validation": split}, 32)
-    names = [layer.name for layer in target.graph.layers]
-    evaluator = make_evaluator("ptq", target, {})
-    for first, second in (("wider.conv1", "wider.shortcut"), ("same.conv1", "wider.conv1")):
-        bits = [8] * 7
-        bits[names.index(second)] = 4
-        config = BitConfig((8,) * 7, tuple(bits))
-        if first == "same.conv1":  # tied through the sum in block `same`? its output is another tensor
-            bits = [8] * 7
-            for name in ("wider.conv1", "wider.shortcut"):
-                bits[names.index(name)] = 4
-            widths = tensor_bits(target, BitConfig((8,) * 7, tuple(bits)))
-            by_node = {target.graph.tensors[i].node: b for i, b in widths.items()}
-            assert by_node["same_conv2"] == 8  # has the width of the block's input, with which it is added
-            assert by_node["wider_conv2"] == by_node["wider_shortcut"] == 8  # of the classifier's input
-            assert len(by_node) == len(target.graph.tensors)
-        else:
-            with pytest.raises(EvaluationError, match=f"layers '{first}' and '{second}' share an activation width"):
-                evaluator.evaluate(config, "validation")
+    return Target(build_graph(network, x[:2], "both_inputs"), {"calibration": split, "validation": split}, 32)
+
+
+def with_activations(target: Target, bits: int, names: tuple[str, ...]) -> BitConfig:
+    """8 bits everywhere, but ``bits`` for the inputs of some layers."""
+    layers = [layer.name for layer in target.graph.layers]
+    return BitConfig((8,) * len(layers), tuple(bits if name in names else 8 for name in layers))
+
+
+def test_disagreement_in_a_tie_group_is_refused(tied_target: Target) -> None:
+    config = with_activations(tied_target, 4, ("wider.shortcut",))
+    with pytest.raises(EvaluationError, match="'wider.conv1' and 'wider.shortcut' share an activation width, but have"):
+        make_evaluator("ptq", tied_target, {}).evaluate(config, "validation")
+
+
+def test_summands_take_the_width_of_their_group(tied_target: Target) -> None:
+    config = with_activations(tied_target, 4, ("same.conv1",))
+    widths = {tied_target.graph.tensors[i].node: bits for i, bits in tensor_bits(tied_target, config).items()}
+    assert len(widths) == len(tied_target.graph.tensors)
+    read = tied_target.graph.tensors[tied_target.graph.layers[1].tensor].node
+    assert widths[read] == widths["same_conv2"] == 4  # the block's input, and what is added to it
+    assert sorted(widths.values()).count(4) == 2
+    config = with_activations(tied_target, 4, ("head.fc",))
+    widths = {tied_target.graph.tensors[i].node: bits for i, bits in tensor_bits(tied_target, config).items()}
+    assert widths["wider_conv2"] == widths["wider_shortcut"] == widths["head_pool"] == 4
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,11 @@ def test_option_a_shortcut(how: str) -> None:
     graph = build_graph(network, x, "both_inputs")
     with torch.no_grad():
         torch.testing.assert_close(graph.module(x), network(x))
-    assert [(unit.name, unit.layers) for unit in graph.units] == [("stem", (0,)), ("conv1+conv2", (1, 2)), ("head.fc", (3,))]
+    assert [(unit.name, unit.layers) for unit in graph.units] == [
+        ("stem", (0,)),
+        ("conv1+conv2", (1, 2)),
+        ("head.fc", (3,)),
+    ]
     group = {t.node: t.group for t in graph.tensors}
     assert group["conv2"] == group["relu"]  # slicing and zero padding keep the grid of the stem's output
 
@@ -282,7 +286,9 @@ def test_digest_covers_weights_and_structure() -> None:
     assert build_graph(other, x).digest != digest
 
 
-@pytest.mark.parametrize("network", [nets.Residual(), DigitsResNet(3), OptionA("functional"), Reuse()], ids=lambda n: type(n).__name__)
+@pytest.mark.parametrize(
+    "network", [nets.Residual(), DigitsResNet(3), OptionA("functional"), Reuse()], ids=lambda n: type(n).__name__
+)
 def test_pickling_keeps_names_and_digest(network: nn.Module) -> None:
     graph = build_graph(nets.randomize(network), nets.images(2))
     for arrived in (pickle.loads(pickle.dumps(graph)), copy.deepcopy(graph)):

@@ -106,3 +106,18 @@ def test_unknown_add_policy() -> None:
     with pytest.raises(ModelError, match="add_policy 'nowhere'") as error:
         build_graph(nets.Residual(), nets.images(2), "nowhere")
     assert "both_inputs" in error.value.hint
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_weights_are_refused(value: float) -> None:
+    network = nets.randomize(nets.Residual())
+    with torch.no_grad():
+        network.same.bn1.running_mean[1] = value
+    with pytest.raises(ModelError, match=r"NaN or infinite values in 'same\.bn1\.running_mean'"):
+        build_graph(network, nets.images(2))
+
+
+def test_broken_logits_are_refused() -> None:
+    network = nets.randomize(nets.Residual())
+    with pytest.raises(ModelError, match="NaN or infinite values among its logits"):
+        build_graph(network, nets.images(2) * 1e38)

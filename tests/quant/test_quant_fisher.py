@@ -20,7 +20,9 @@ def softmax_model(weight: torch.Tensor) -> tuple[QuantGraph, str]:
     return graph, graph.units[0].exit
 
 
-def fisher(graph: QuantGraph, node: str, x: torch.Tensor, *, samples: int = 1, floor: float = 0.0, seed: int = 0) -> torch.Tensor:
+def fisher(
+    graph: QuantGraph, node: str, x: torch.Tensor, *, samples: int = 1, floor: float = 0.0, seed: int = 0
+) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return fisher_weights(graph, node, x, samples=samples, floor=floor, batch_size=64, generator=generator)
 

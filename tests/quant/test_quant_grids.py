@@ -26,7 +26,8 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("bits", "low", "high"), [(2, -2, 1), (3, -4, 3), (4, -8, 7), (5, -16, 15), (6, -32, 31), (7, -64, 63), (8, -128, 127)]
+    ("bits", "low", "high"),
+    [(2, -2, 1), (3, -4, 3), (4, -8, 7), (5, -16, 15), (6, -32, 31), (7, -64, 63), (8, -128, 127)],
 )
 def test_weight_grid_is_twos_complement(bits: int, low: int, high: int) -> None:
     grid = WeightGrid(bits, torch.tensor([0.5]))

@@ -76,7 +76,9 @@ def make(name: str, policy: str = "after_relu") -> tuple[QuantGraph, torch.Tenso
     return build_graph(nets.randomize(build()), x[:2], policy), x
 
 
-def settings(graph: QuantGraph, x: torch.Tensor, bits: int) -> tuple[dict[int, torch.Tensor], dict[int, ActivationGrid]]:
+def settings(
+    graph: QuantGraph, x: torch.Tensor, bits: int
+) -> tuple[dict[int, torch.Tensor], dict[int, ActivationGrid]]:
     weights = {}
     for i in range(len(graph.layers)):
         weight = graph.layer_module(i).weight.detach()

@@ -139,12 +139,12 @@ def run_block(
     weight_grids = {i: search_weight_grid(graph.layer_module(i).weight, bits) for i in unit.layers}
     weights = torch.full_like(targets, fisher)
     generator = torch.Generator().manual_seed(seed)
-    codes = reconstruct_unit(
-        graph, unit, module, weight_grids, grids, inputs, targets, weights, schedule, generator
-    )
+    codes = reconstruct_unit(graph, unit, module, weight_grids, grids, inputs, targets, weights, schedule, generator)
     nearest = {i: weight_grids[i].encode(graph.layer_module(i).weight.detach()) for i in unit.layers}
-    return codes, error_of(graph, unit, module, weight_grids, codes, grids), error_of(
-        graph, unit, module, weight_grids, nearest, grids
+    return (
+        codes,
+        error_of(graph, unit, module, weight_grids, codes, grids),
+        error_of(graph, unit, module, weight_grids, nearest, grids),
     )
 
 

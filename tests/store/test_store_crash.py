@@ -150,7 +150,8 @@ def kills(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def test_crash_point_counts(kills: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch) -> None:
     register_crash_points("run.here", "store.after_commit")
-    assert crashpoints.CRASH_POINTS == ["store.before_commit", "store.after_commit", "run.here"]
+    registered = [name for name in crashpoints.CRASH_POINTS if not name.startswith("broker.")]
+    assert registered == ["store.before_commit", "store.after_commit", "run.here"]
     crash_point("run.here")
     monkeypatch.setenv("QSEARCH_CRASH_AT", "run.here:3")
     for expected in (0, 0, 1, 1):
