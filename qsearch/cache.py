@@ -9,7 +9,6 @@ from pathlib import Path
 
 from qsearch.errors import QSearchError
 
-
 _HINT = "check the permissions and the free space there; QSEARCH_CACHE_DIR sets where the cache is"
 
 

@@ -279,6 +279,12 @@ def build_graph(module: nn.Module, example: torch.Tensor, add_policy: str = "aft
         _layer_shape(node, traced.get_submodule(str(node.target)), index_of[ops.source(ops.tensor_inputs(node)[0])])
         for node in nodes
     )
+    read = {tensors[layer.tensor].group for layer in layers}
+    notes += [
+        f"summand {tensor.node!r} shares its width with no layer's input: kept float"
+        for tensor in tensors
+        if tensor.group not in read
+    ]
     quantized = {p for layer in layers for p in traced.get_submodule(layer.name).parameters()}
     return QuantGraph(
         module=traced,

@@ -63,7 +63,7 @@ def toy_target(images: int = 60, batch_size: int = 25) -> Target:
             if value.is_floating_point():
                 value.copy_(torch.rand(value.shape, generator=generator) - (0.5 if value.dim() > 1 else 0.0))
         logits = network(torch.randn(100, 2, 6, 6, generator=generator))
-        network.classifier.bias -= logits.mean(0)  # or one class would win nearly always
+        network.classifier.bias.sub_(logits.mean(0))  # or one class would win nearly always
         splits = {}
         for name, size in (("calibration", 32), ("validation", images), ("test", images)):
             noise = torch.randn(size, 2, 6, 6, generator=generator)

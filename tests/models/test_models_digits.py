@@ -11,7 +11,8 @@ from torch.utils.data import TensorDataset
 
 from qsearch.data.digits import digits
 from qsearch.errors import DataError
-from qsearch.models import build_graph, digits_resnet as module, load_network
+from qsearch.models import build_graph, load_network
+from qsearch.models import digits_resnet as module
 from qsearch.models.train import train_classifier
 
 

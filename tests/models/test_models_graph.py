@@ -107,6 +107,27 @@ def test_both_inputs_through_a_chain_of_additions() -> None:
     assert group["x"] != group["relu"]
 
 
+class Unread(nn.Module):
+    """A sum of raw accumulators that nothing stores: it is multiplied with a function of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.head = nets.Head(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        total = self.a(x) + self.b(x)
+        return self.head(total * torch.sigmoid(total))
+
+
+def test_summands_without_a_width_stay_float_and_are_noted() -> None:
+    graph = build_graph(Unread(), nets.images(2), add_policy="both_inputs")
+    assert [t.node for t in graph.tensors] == ["x", "a", "b", "head_pool"]
+    assert graph.tensors[1].group == graph.tensors[2].group
+    assert graph.notes == tuple(f"summand {name!r} shares its width with no layer's input: kept float" for name in "ab")
+    assert build_graph(Unread(), nets.images(2)).notes == ()
+
+
 class Concat(nn.Module):
     """`left` is read alone and inside the concatenation, `right` as well; `alone` only inside."""
 
@@ -209,6 +230,19 @@ def test_shared_weights_are_not_counted_twice() -> None:
     assert build_graph(network, nets.images(2)).float_parameters == 0
 
 
+class Buffered(nn.Module):
+    """A buffer read in forward, and a slice whose end is computed from the image's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.1, 0.2, 0.3]).reshape(3, 1, 1))
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.head = nets.Head(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x[:, :, : x.shape[2] // 2] - self.mean))
+
+
 def shifted(x: torch.Tensor) -> torch.Tensor:
     return F.pad(torch.relu(x), (1, 1, 1, 1), value=-1.0)
 
@@ -287,7 +321,9 @@ def test_digest_covers_weights_and_structure() -> None:
 
 
 @pytest.mark.parametrize(
-    "network", [nets.Residual(), DigitsResNet(3), OptionA("functional"), Reuse()], ids=lambda n: type(n).__name__
+    "network",
+    [nets.Residual(), DigitsResNet(3), OptionA("functional"), Reuse(), Buffered()],
+    ids=lambda n: type(n).__name__,
 )
 def test_pickling_keeps_names_and_digest(network: nn.Module) -> None:
     graph = build_graph(nets.randomize(network), nets.images(2))

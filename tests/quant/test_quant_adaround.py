@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_beta_schedule() -> None:
     values = [beta_at(step, steps=10, warm_up=0.2) for step in range(10)]
     assert values[:3] == [None, None, 20.0]
     assert values[9] == 2.0
-    steps = [a - b for a, b in zip(values[2:], values[3:], strict=False)]  # type: ignore[operator]
+    steps = [a - b for a, b in pairwise(values[2:])]  # type: ignore[operator]
     assert steps == pytest.approx([18 / 7] * 7)
     assert beta_at(0, 10, 0.0) == 20.0
     assert beta_at(0, 1, 0.0) == 20.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -144,7 +145,7 @@ def test_nearest_is_nearest(bits: int, row: list[float]) -> None:
 def test_weight_error_falls_with_bits() -> None:
     weight = noise(16, 64)
     errors = [float((search_weight_grid(weight, b).quantize(weight) - weight).square().mean()) for b in BITS]
-    assert all(b < 0.6 * a for a, b in zip(errors, errors[1:], strict=False)), errors
+    assert all(b < 0.6 * a for a, b in pairwise(errors)), errors
 
 
 # --- activations
@@ -184,7 +185,7 @@ def test_activation_error_falls_with_bits(unsigned: bool, seed: int) -> None:
         float((search_activation_grid(samples, bits, unsigned).quantize(samples) - samples).square().mean())
         for bits in BITS
     ]
-    assert all(b < a for a, b in zip(errors, errors[1:], strict=False)), errors
+    assert all(b < a for a, b in pairwise(errors)), errors
     assert errors[-1] < 1e-4
 
 

@@ -16,10 +16,10 @@ from qsearch.quant import (
     ActivationGrid,
     QuantizedNetwork,
     Recorder,
+    WeightGrid,
     extract_unit,
     sample_activations,
     search_activation_grid,
-    search_weight_grid,
 )
 from qsearch.quant.network import ActivationQuantizer, quantizer_name
 
@@ -82,7 +82,8 @@ def settings(
     weights = {}
     for i in range(len(graph.layers)):
         weight = graph.layer_module(i).weight.detach()
-        weights[i] = search_weight_grid(weight, bits).quantize(weight)
+        reach = weight.flatten(1).abs().amax(1) / 2 ** (bits - 1)
+        weights[i] = WeightGrid(bits, reach).quantize(weight)
     samples = sample_activations(graph, x, len(x))
     grids = {t.index: search_activation_grid(samples[t.index], bits, t.unsigned) for t in graph.tensors}
     return weights, grids
