@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# As on the workers; two threads each would fight over two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 pytest.register_assert_rewrite("qsearch.testing")

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import secrets
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from qsearch.errors import QSearchError
+
+
+CONNECT_TIMEOUT_S = 10.0
 
 
 @contextmanager
@@ -42,6 +46,8 @@ def ray_session(address: str | None, workers: int, cpus_per_worker: float, gpus_
     if ray.is_initialized():
         yield ray
         return
+    if address is not None:
+        _check_reachable(address)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -66,3 +72,17 @@ def ray_session(address: str | None, workers: int, cpus_per_worker: float, gpus_
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuses an address where nothing listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto", or something that Ray resolves
+    try:
+        socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise QSearchError(
+            f"nothing answers at the Ray address {address}: {error.strerror or error}",
+            "is the cluster up (`ray status`), and is this HOST:PORT of its head, usually port 6379?",
+        ) from error

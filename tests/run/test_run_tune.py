@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,3 +160,36 @@ def test_nothing_is_left_in_the_scratch_directory(tmp_path: Path) -> None:
     (tmp_path / "run" / "study.yaml").write_text(study.read_text())
     resume(tmp_path / "run", RunOptions(workers=2))
     assert list(scratch.iterdir()) == []
+
+
+def test_the_command_joins_a_running_cluster_and_leaves_it_running(tmp_path: Path) -> None:
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    command = [
+        sys.executable,
+        "-m",
+        "qsearch",
+        "launch",
+        write_study(tmp_path, evaluations=20, scheduling="generational"),
+    ]
+    finished = subprocess.run(
+        [*command, "--dir", tmp_path / "run", "--address", address, "--workers", "1"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert states(tmp_path / "run") == [TrialState.COMPLETE] * 20
+    assert ray.cluster_resources()["CPU"] == 2
+
+
+def test_an_address_where_nothing_answers_is_said(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "qsearch", "launch", write_study(tmp_path), "--dir", tmp_path / "run"]
+    failed = subprocess.run(
+        [*command, "--address", "127.0.0.1:1"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert failed.returncode == 2
+    assert "127.0.0.1:1" in failed.stderr
+    assert "hint" in failed.stderr
