@@ -15,7 +15,6 @@ from typing import Any
 
 from qsearch.errors import QSearchError
 
-
 CONNECT_TIMEOUT_S = 10.0
 
 
