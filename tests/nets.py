@@ -88,3 +88,18 @@ class Lambda(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.conv2(self.function(self.conv(x))))
+
+
+class SharedEntry(nn.Module):
+    """The pooled tensor is quantized because of `other`; the block reads it only through a pooling and a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.other = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.pool, self.bn, self.relu = nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.ReLU()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = Head(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pool(self.relu(self.stem(x)))
+        return self.head(torch.cat([x + self.conv(self.relu(self.bn(x))), self.other(x)], 1))

@@ -78,23 +78,8 @@ def test_pre_activation_block_is_entered_raw() -> None:
     assert graph.units[1].entry_tensor is None  # the value that enters is not quantized, the ReLU's inside is
 
 
-class SharedEntry(nn.Module):
-    """The pooled tensor is quantized because of `other`; the block itself reads it only through a batch norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.other = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
-        self.pool, self.bn, self.relu = nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.ReLU()
-        self.conv = nn.Conv2d(4, 4, 3, padding=1)
-        self.head = nets.Head(8)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.pool(self.relu(self.stem(x)))
-        return self.head(torch.cat([x + self.conv(self.relu(self.bn(x))), self.other(x)], 1))
-
-
 def test_a_block_knows_that_its_entry_is_quantized_for_others() -> None:
-    graph = build_graph(SharedEntry(), nets.images(2))
+    graph = build_graph(nets.SharedEntry(), nets.images(2))
     check_units(graph)
     unit = next(unit for unit in graph.units if unit.name == "conv")
     assert unit.entry == "pool"

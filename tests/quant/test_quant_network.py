@@ -40,21 +40,6 @@ class Scaled(nn.Module):
         return self.head(x + self.conv(x) * self.gain.exp().view(1, 4, 1, 1))
 
 
-class Pooled(nn.Module):
-    """Between the quantized tensor and the block's entry lies a pooling; only a neighbour reads the entry."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.other = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
-        self.pool, self.bn, self.relu = nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.ReLU()
-        self.conv = nn.Conv2d(4, 4, 3, padding=1)
-        self.head = nets.Head(8)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.pool(self.relu(self.stem(x)))
-        return self.head(torch.cat([x + self.conv(self.relu(self.bn(x))), self.other(x)], 1))
-
-
 def torchvision(name: str) -> nn.Module:
     network: nn.Module = import_torchvision().models.get_model(name, weights=None, num_classes=5)
     return network
@@ -64,7 +49,7 @@ NETWORKS = {
     "digits": (lambda: DigitsResNet(3), 8),
     "residual": (nets.Residual, 8),
     "scaled": (Scaled, 8),
-    "pooled": (Pooled, 8),
+    "pooled": (nets.SharedEntry, 8),
     "resnet18": (lambda: torchvision("resnet18"), 32),
     "mobilenet_v2": (lambda: torchvision("mobilenet_v2"), 32),
 }
