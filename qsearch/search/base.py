@@ -113,8 +113,12 @@ class Searcher(ABC):
         self._others: list[tuple[IntArray, Observation]] = []
         self._untold = 0
         self._found_nothing = False
+        self._setup()
 
     # --- what an algorithm provides -------------------------------------------------------------------------------
+
+    def _setup(self) -> None:  # noqa: B027 (an algorithm may need no preparation)
+        """Reads :attr:`options` and prepares the algorithm; called once, when the rest is in place."""
 
     @property
     def generation_size(self) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Annotated, Any, ClassVar
 
@@ -20,9 +20,9 @@ from pymoo.operators.selection.tournament import TournamentSelection
 from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
 from qsearch.search import operators
-from qsearch.search.base import Observation, Scheduling, Searcher
+from qsearch.search.base import Observation, Searcher
 from qsearch.search.options import Options, read_options
-from qsearch.space import ConstraintSet, IntArray, SearchSpace
+from qsearch.space import IntArray
 from qsearch.types import BitConfig
 
 #: Constraint violation of a failed evaluation, above any that a broken constraint can have.
@@ -57,29 +57,20 @@ class GeneticSearcher(Searcher):
 
     name: ClassVar[str] = "genetic"
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        constraints: ConstraintSet,
-        n_objectives: int,
-        seed: int,
-        options: Mapping[str, object] | None = None,
-        cost_of: Callable[[BitConfig], tuple[float, ...]] | None = None,
-        *,
-        scheduling: Scheduling = "generational",
-    ) -> None:
-        super().__init__(space, constraints, n_objectives, seed, options, cost_of, scheduling=scheduling)
+    def _setup(self) -> None:
         settings = read_options(GeneticOptions, self.options, self.name)
         self.population = settings.population
         # pymoo asks the problem only for sizes; one declared constraint switches feasibility-first survival on.
-        self._problem = Problem(n_var=space.n_genes, n_obj=n_objectives, n_ieq_constr=1, xl=0, xu=space.sizes - 1)
+        self._problem = Problem(
+            n_var=self.space.n_genes, n_obj=self.n_objectives, n_ieq_constr=1, xl=0, xu=self.space.sizes - 1
+        )
         # What binary_tournament looks up in the algorithm. No pymoo Algorithm is used: its setup() would replace
         # the generator by one of its own, and its ask() and tell() know only generations.
         self._algorithm = SimpleNamespace(tournament_type="comp_by_dom_and_crowding", random_state=self.rng)
         self._mating = Mating(
             TournamentSelection(func_comp=binary_tournament),
             UniformCrossover(settings.crossover_probability),
-            StepMutation(space.sizes, settings.mutation_probability),
+            StepMutation(self.space.sizes, settings.mutation_probability),
         )
         self._survival = StableRankAndCrowding()
         self._survivors = Population.empty()

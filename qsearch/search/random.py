@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
-from qsearch.search.base import Observation, Scheduling, Searcher
+from qsearch.search.base import Observation, Searcher
 from qsearch.search.options import Options, read_options
-from qsearch.space import ConstraintSet, IntArray, SearchSpace
-from qsearch.types import BitConfig
+from qsearch.space import IntArray
 
 
 class RandomOptions(Options):
@@ -23,18 +22,7 @@ class RandomSearcher(Searcher):
 
     name: ClassVar[str] = "random"
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        constraints: ConstraintSet,
-        n_objectives: int,
-        seed: int,
-        options: Mapping[str, object] | None = None,
-        cost_of: Callable[[BitConfig], tuple[float, ...]] | None = None,
-        *,
-        scheduling: Scheduling = "generational",
-    ) -> None:
-        super().__init__(space, constraints, n_objectives, seed, options, cost_of, scheduling=scheduling)
+    def _setup(self) -> None:
         read_options(RandomOptions, self.options, self.name)
 
     def _propose(self, n: int) -> Sequence[IntArray]:
