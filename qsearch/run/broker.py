@@ -24,7 +24,7 @@ from qsearch.run.status import Phase, Status, time_spent
 from qsearch.search import Observation, Searcher
 from qsearch.store import Evaluation, Failure, StudyStore, Trial
 from qsearch.store.crashpoints import crash_point, register_crash_points
-from qsearch.types import TrialState
+from qsearch.types import Score, TrialState
 
 register_crash_points("broker.asked", "broker.results", "broker.told", "broker.finalists")
 
@@ -135,8 +135,7 @@ class Broker:
         self._spent_before = time_spent(
             [(e.kind, e.at) for e in events], [e.finished_at for e in self._results.values()]
         )
-        asked = sum(int(e.payload["count"]) for e in events if e.kind == "ask")
-        self._open_trials = {t.id for t in self._trials[:asked] if not self._states[t.id].is_final}
+        self._open_trials = {trial.id for trial in self._trials if not trial.state.is_final}
         for trial in self._trials:
             if self._states[trial.id].is_final and trial.id not in self._told:
                 self._untold.append(trial.id)
@@ -188,11 +187,11 @@ class Broker:
             return 0
         costs = [self.problem.costs(config) for config in configs]
         feasible = [self.problem.constraints.violation(config) <= 0 for config in configs]
-        known = self.store.find_evaluations(self._search_key(config) for config in configs)
-        states = [TrialState.WAITING if ok else TrialState.INFEASIBLE for ok in feasible]
+        keys = [self._search_key(config) for config in configs]
+        known = self.store.find_evaluations(keys)
         states = [
-            TrialState.COMPLETE if s is TrialState.WAITING and self._search_key(c) in known else s
-            for s, c in zip(states, configs, strict=True)
+            TrialState.INFEASIBLE if not ok else TrialState.COMPLETE if key in known else TrialState.WAITING
+            for ok, key in zip(feasible, keys, strict=True)
         ]
         with self.store.transaction():
             trials = self.store.add_trials(configs, states, costs)
@@ -223,7 +222,7 @@ class Broker:
     def _job(self, trial: int) -> Job:
         config = self._trials[trial].config
         key = self._search_key(config)
-        return Job(key, trial, config, self.plan.fidelity, SEARCH_SPLIT, self._failed.get(key, 0) + 1)
+        return Job(key, trial, config, self.plan.fidelity, SEARCH_SPLIT, self._attempt(key))
 
     # ---- leasing --------------------------------------------------------------------------------------------------
 
@@ -309,37 +308,41 @@ class Broker:
         if job is None:
             return None
         if outcome.score is not None:
-            self.store.add_evaluation(
-                Evaluation(
-                    key=job.key,
-                    config=job.config,
-                    fidelity=job.fidelity,
-                    split=job.split,
-                    score=outcome.score,
-                    seconds=outcome.seconds,
-                    worker=outcome.worker,
-                    finished_at=self.clock(),
-                    provenance=dict(outcome.provenance),
-                )
-            )
+            self.store.add_evaluation(self._evaluation(job, outcome, outcome.score))
         elif job.key in self._results:
             return None
         else:
-            attempt = self._failed.get(job.key, 0) + 1
+            attempt, at = self._attempt(job.key), self.clock()
             self.store.add_failure(
-                Failure(job.trial, job.key, attempt, outcome.kind, outcome.message, outcome.traceback, self.clock())
+                Failure(job.trial, job.key, attempt, outcome.kind, outcome.message, outcome.traceback, at)
             )
         if job.trial not in self._open_trials or job.key in self._finalist_jobs:
             return None
         state = self._state_after(outcome, job)
-        self.store.set_state(job.trial, state, self._failed.get(job.key, 0) + 1)
+        self.store.set_state(job.trial, state, self._attempt(job.key))
         return job.trial if state.is_final else None
 
     def _state_after(self, outcome: Outcome, job: Job) -> TrialState:
         if outcome.score is not None:
             return TrialState.COMPLETE
-        attempts = self._failed.get(job.key, 0) + 1
-        return TrialState.ABANDONED if attempts >= self.plan.max_attempts else TrialState.FAILED
+        return TrialState.ABANDONED if self._attempt(job.key) >= self.plan.max_attempts else TrialState.FAILED
+
+    def _attempt(self, key: str) -> int:
+        """Which attempt at a key the current one is, from 1."""
+        return self._failed.get(key, 0) + 1
+
+    def _evaluation(self, job: Job, outcome: Outcome, score: Score) -> Evaluation:
+        return Evaluation(
+            key=job.key,
+            config=job.config,
+            fidelity=job.fidelity,
+            split=job.split,
+            score=score,
+            seconds=outcome.seconds,
+            worker=outcome.worker,
+            finished_at=self.clock(),
+            provenance=dict(outcome.provenance),
+        )
 
     def _settle(self, outcome: Outcome, held: Job | None) -> None:
         """Brings memory in line with what was committed."""
@@ -347,26 +350,17 @@ class Broker:
         if job is None:
             return
         if outcome.score is not None and job.key not in self._results:
-            self._results[job.key] = Evaluation(
-                job.key,
-                job.config,
-                job.fidelity,
-                job.split,
-                outcome.score,
-                outcome.seconds,
-                outcome.worker,
-                self.clock(),
-            )
+            self._results[job.key] = self._evaluation(job, outcome, outcome.score)
             self._busy += outcome.seconds
             self._new += 1
             self._sizer.record(outcome.seconds)
         is_finalist = job.key in self._finalist_jobs
         if outcome.score is None and job.key not in self._results:
             state = self._state_after(outcome, job)
-            self._failed[job.key] = self._failed.get(job.key, 0) + 1
+            self._failed[job.key] = self._attempt(job.key)
             self._last_failure = outcome.message
             if state is TrialState.FAILED:
-                self._desk.add([replace(job, attempt=self._failed[job.key] + 1)])
+                self._desk.add([replace(job, attempt=self._attempt(job.key))])
         else:
             state = TrialState.COMPLETE
             self._desk.drop(job.key)
@@ -396,7 +390,7 @@ class Broker:
         self._desk.close(lease)
         if error is not None:
             self._desk.suspect(job.key for job in left)
-        self._desk.add([replace(job, attempt=self._failed.get(job.key, 0) + 1) for job in left])
+        self._desk.add([replace(job, attempt=self._attempt(job.key)) for job in left])
         self._advance()
 
     # ---- telling --------------------------------------------------------------------------------------------------
@@ -469,7 +463,7 @@ class Broker:
             config = self._trials[trial].config
             for split in splits:
                 key = self.keys.key(config, self.plan.finalist_fidelity, split)
-                job = Job(key, trial, config, self.plan.finalist_fidelity, split, self._failed.get(key, 0) + 1)
+                job = Job(key, trial, config, self.plan.finalist_fidelity, split, self._attempt(key))
                 self._finalist_jobs[key] = job
         known = self.store.find_evaluations(key for key in self._finalist_jobs if key not in self._results)
         if known:
