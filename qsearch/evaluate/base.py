@@ -100,13 +100,18 @@ def make_exact(device: torch.device) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
 
 
+def settings_digest(evaluator: Evaluator, target: Target) -> str:
+    """Digest of everything in force beside network, data, bits and seed that decides a score."""
+    return digest({**evaluator.settings(), "batch_size": target.batch_size})
+
+
 def evaluation_key(evaluator: Evaluator, target: Target, config: BitConfig, split: str, seed: int) -> EvaluationKey:
     """Identity of one evaluation."""
     return EvaluationKey(
         model=target.graph.digest,
         data=target.data_digest(split),
         split=split,
-        quantizer=digest({**evaluator.settings(), "batch_size": target.batch_size}),
+        quantizer=settings_digest(evaluator, target),
         config=config,
         fidelity=evaluator.name,
         seed=seed,

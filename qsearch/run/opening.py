@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from qsearch.errors import StudyMismatchError
@@ -35,10 +36,11 @@ def open_broker(
         StudyLockedError: Another driver is working on the study.
         StudyMismatchError: The log belongs to another study, network or data.
     """
-    lock = StudyLock(home.lock_file)
-    lock.acquire(owner_pid=driver_pid, takeover=takeover, wait_s=LOCK_WAIT_S)
-    try:
+    with ExitStack() as undo:
+        lock = StudyLock(home.lock_file).acquire(owner_pid=driver_pid, takeover=takeover, wait_s=LOCK_WAIT_S)
+        undo.callback(lock.release)
         store = home.open_store(spec)
+        undo.callback(store.close)
         study = _open_study(spec, store)
         _check_target(study, record)
         searcher = make_searcher(
@@ -48,14 +50,10 @@ def open_broker(
             n_objectives=len(problem.objectives),
             seed=spec.study.seed,
             options=spec.searcher.options,
-            cost_of=None,
             scheduling=spec.execution.scheduling,
         )
         broker = Broker.open(problem, searcher, study, keys, plan)
-    except BaseException:
-        lock.release()
-        raise
-    broker.on_shut_down += [store.close, lock.release]
+        broker.on_shut_down.append(undo.pop_all().close)
     return broker
 
 

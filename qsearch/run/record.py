@@ -4,42 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from qsearch import __version__
-from qsearch.evaluate import Evaluator, Target, make_evaluator, resolve_device
+from qsearch.evaluate import Evaluator, Target, make_evaluator, resolve_device, settings_digest
 from qsearch.evaluate.ptq import PTQEvaluator
 from qsearch.run.jobs import KeyMaker
 from qsearch.run.problem import Problem
 from qsearch.spec import StudySpec
-from qsearch.types import digest
 
 
-def make_keys(spec: StudySpec, target: Target) -> KeyMaker:
-    """Makes the key maker of a study; checks the options of its fidelities on the way.
+def make_keys(spec: StudySpec, target: Target, evaluators: Mapping[str, Evaluator]) -> KeyMaker:
+    """Makes the key maker of a study.
 
-    Raises:
-        PluginError: A fidelity is unknown.
-        SpecError: An option of a fidelity is wrong, or options name a fidelity that does not exist.
+    Args:
+        spec: The study.
+        target: Network and data.
+        evaluators: From :func:`make_evaluators`.
     """
-    evaluators = _evaluators(spec, target)
     splits = ("validation", "test")
     return KeyMaker(
         model=target.graph.digest,
         data={split: target.data_digest(split) for split in splits},
-        quantizer={
-            name: digest({**evaluator.settings(), "batch_size": target.batch_size})
-            for name, evaluator in evaluators.items()
-        },
+        quantizer={name: settings_digest(evaluator, target) for name, evaluator in evaluators.items()},
         versions={name: evaluator.version for name, evaluator in evaluators.items()},
         seed=spec.evaluation.seed,
     )
 
 
-def _evaluators(spec: StudySpec, target: Target) -> dict[str, Evaluator]:
-    """Evaluators of all fidelities that the study names."""
+def make_evaluators(spec: StudySpec, target: Target) -> dict[str, Evaluator]:
+    """Evaluators of all fidelities that the study names; checks their options.
+
+    Raises:
+        PluginError: A fidelity is unknown.
+        SpecError: An option of a fidelity is wrong, or options name a fidelity that does not exist.
+    """
     used = {spec.evaluation.fidelity, spec.finalists.fidelity or spec.evaluation.fidelity, *spec.fidelities}
     return {
         fidelity: make_evaluator(fidelity, target, spec.fidelities.get(fidelity, {}), "cpu", spec.evaluation.seed)
@@ -47,13 +49,21 @@ def _evaluators(spec: StudySpec, target: Target) -> dict[str, Evaluator]:
     }
 
 
-def describe_target(spec: StudySpec, target: Target, problem: Problem, keys: KeyMaker, threads: int) -> dict[str, Any]:
+def describe_target(
+    spec: StudySpec,
+    target: Target,
+    problem: Problem,
+    evaluators: Mapping[str, Evaluator],
+    keys: KeyMaker,
+    threads: int,
+) -> dict[str, Any]:
     """What is searched, for the log and the exports: JSON-ready.
 
     Args:
         spec: The study.
         target: Network and data.
         problem: Space and cost tables.
+        evaluators: From :func:`make_evaluators`.
         keys: From :func:`make_keys`.
         threads: torch threads of a worker; the float network is scored with as many.
     """
@@ -73,8 +83,7 @@ def describe_target(spec: StudySpec, target: Target, problem: Problem, keys: Key
         "samples": {name: len(split) for name, split in target.splits.items()},
         "quantizer": keys.quantizer,
         "evaluators": {
-            name: {"version": used.version, "settings": dict(used.settings())}
-            for name, used in _evaluators(spec, target).items()
+            name: {"version": used.version, "settings": dict(used.settings())} for name, used in evaluators.items()
         },
         "float": {split: evaluator.evaluate_float(split).accuracy for split in ("validation", "test")},
         "devices": {name: dict(table.provenance) for name, table in problem.tables.items()},

@@ -17,7 +17,7 @@ from qsearch.run.executor import Executor, SerialExecutor
 from qsearch.run.opening import open_broker
 from qsearch.run.plan import Plan
 from qsearch.run.problem import build_problem
-from qsearch.run.record import describe_target, make_keys
+from qsearch.run.record import describe_target, make_evaluators, make_keys
 from qsearch.run.results import Front, read_front
 from qsearch.run.status import Phase, Status
 from qsearch.run.worker import WorkerSettings
@@ -111,8 +111,9 @@ def _run(
     target = build_target(spec.model, spec.data, spec.quantizer.add_policy)
     groups = {tensor.index: tensor.group for tensor in target.graph.tensors}
     problem = build_problem(spec, target.graph.layers, groups, target.graph.classes, target.graph.float_parameters)
-    keys = make_keys(spec, target)
-    record = describe_target(spec, target, problem, keys, threads)
+    evaluators = make_evaluators(spec, target)
+    keys = make_keys(spec, target, evaluators)
+    record = describe_target(spec, target, problem, evaluators, keys, threads)
     log(
         f"{spec.model.source}: {len(problem.layers)} layers, {problem.space.n_genes} free genes, "
         f"{problem.space.cardinality:.3g} configurations; float accuracy {record['float']['validation']:.2f} % "
