@@ -12,8 +12,10 @@ from torch import fx, nn
 from qsearch.errors import ModelError
 from qsearch.models.inplace import functionalize
 from qsearch.models.ops import Ops
+from qsearch.models.plain import copy_network, has_hooks, is_plain_layer
 from qsearch.models.portable import pack, unpack
-from qsearch.models.trace import copy_network, fold_batch_norm, record_shapes, trace
+from qsearch.models.trace import fold_batch_norm, record_shapes, trace, untie_layers, unused_modules
+from qsearch.models.unit_rules import UnitRule, check_unit_rule, find_groups
 from qsearch.models.units import Unit, find_units
 from qsearch.types import LayerShape
 
@@ -98,8 +100,8 @@ class _Ties:
         self._parent[second] = first
 
 
-def _is_quantizable(module: nn.Module | None) -> bool:
-    return isinstance(module, nn.Conv2d | nn.Linear) and getattr(module, "padding_mode", "zeros") == "zeros"
+def _is_quantizable(module: nn.Module) -> bool:
+    return is_plain_layer(module) and getattr(module, "padding_mode", "zeros") == "zeros"
 
 
 def _layer_nodes(traced: fx.GraphModule, ops: Ops) -> tuple[list[fx.Node], list[str]]:
@@ -109,6 +111,8 @@ def _layer_nodes(traced: fx.GraphModule, ops: Ops) -> tuple[list[fx.Node], list[
     for node in traced.graph.nodes:
         if node.op == "call_module":
             calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    # A weight that forward also reads by itself would change its meaning with the layer's bits.
+    read = {str(node.target).rpartition(".")[0] for node in traced.graph.nodes if node.op == "get_attr"}
     nodes, notes = [], []
     for node in traced.graph.nodes:
         if node.op == "get_attr":
@@ -116,14 +120,19 @@ def _layer_nodes(traced: fx.GraphModule, ops: Ops) -> tuple[list[fx.Node], list[
         if node.op != "call_module":
             continue
         name, module = str(node.target), modules[str(node.target)]
-        if _is_quantizable(module) and calls[name] == 1 and ops.tensor_inputs(node):
+        if _is_quantizable(module) and calls[name] == 1 and name not in read and ops.tensor_inputs(node):
             nodes.append(node)
         elif any(True for _ in module.parameters()):
-            reason = f"is called {calls[name]} times" if calls[name] > 1 else f"is a {type(module).__name__}"
-            note = f"{name!r} {reason}: kept float"
-            if note not in notes:
-                notes.append(note)
-    return nodes, notes
+            notes.append(f"{name!r} {_why_float(module, calls[name], name in read)}: kept float")
+    return nodes, list(dict.fromkeys(notes))
+
+
+def _why_float(module: nn.Module, calls: int, is_read: bool) -> str:
+    if calls > 1:
+        return f"is called {calls} times"
+    if _is_quantizable(module):
+        return "has parameters that forward also reads by themselves" if is_read else "does not read the image"
+    return "runs hooks of its own" if has_hooks(module) else f"is a {type(module).__name__}"
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
@@ -215,13 +224,12 @@ def graph_digest(module: fx.GraphModule) -> str:
     return sha.hexdigest()
 
 
-def _check_same(module: nn.Module, logits: torch.Tensor, example: torch.Tensor) -> None:
-    """Compares the traced and folded network with the user's own.
+def _check_same(network: nn.Module, logits: torch.Tensor, example: torch.Tensor) -> None:
+    """Compares the traced and folded network with a copy of the user's own.
 
     Raises:
         ModelError: They disagree by far more than rounding, or compute nothing sensible.
     """
-    network = copy_network(module)
     with torch.no_grad():
         expected = network(example.clone())
     # Quantizing would hide it: there is no code for NaN.
@@ -241,7 +249,9 @@ def _check_same(module: nn.Module, logits: torch.Tensor, example: torch.Tensor) 
         )
 
 
-def build_graph(module: nn.Module, example: torch.Tensor, add_policy: str = "after_relu") -> QuantGraph:
+def build_graph(
+    module: nn.Module, example: torch.Tensor, add_policy: str = "after_relu", units: UnitRule = "auto"
+) -> QuantGraph:
     """Traces, folds and analyses a network.
 
     Args:
@@ -249,17 +259,25 @@ def build_graph(module: nn.Module, example: torch.Tensor, add_policy: str = "aft
         example: A few images, float, ``[n, channels, height, width]``.
         add_policy: ``after_relu`` quantizes only the result of a residual add (the other summand stays in the
             accumulator); ``both_inputs`` also stores both summands quantized.
+        units: How layers are grouped for reconstruction: ``auto`` (:mod:`qsearch.models.units`), ``layer``, patterns
+            over module paths, or a function (:mod:`qsearch.models.unit_rules`). It changes
+            :attr:`QuantGraph.units` and nothing else.
 
     Raises:
-        ModelError: It cannot be traced faithfully, does not fit the images, or holds no quantizable layer.
+        ModelError: It cannot be traced faithfully, does not fit the images, holds no quantizable layer, or cannot be
+            divided into units as asked.
     """
     if add_policy not in ADD_POLICIES:
         raise ModelError(f"unknown add_policy {add_policy!r}", f"known: {', '.join(ADD_POLICIES)}")
-    traced = trace(module)
+    check_unit_rule(units)
+    network = copy_network(module)
+    traced = trace(network)
+    remarks = untie_layers(traced)
     record_shapes(traced, example)
     functionalize(traced)
+    remarks += [f"{name!r} has no part in the logits: left out" for name in unused_modules(network, traced)]
     unfolded = fold_batch_norm(traced)
-    _check_same(module, record_shapes(traced, example), example)
+    _check_same(network, record_shapes(traced, example), example)
     ops = Ops(traced)
     for order, node in enumerate(traced.graph.nodes):
         node.meta["order"] = order
@@ -286,22 +304,23 @@ def build_graph(module: nn.Module, example: torch.Tensor, add_policy: str = "aft
         if tensor.group not in read
     ]
     quantized = {p for layer in layers for p in traced.get_submodule(layer.name).parameters()}
+    found = find_units(
+        traced.graph,
+        {n.name: i for i, n in enumerate(nodes)},
+        {n.name: i for i, n in enumerate(tensor_nodes)},
+        ops,
+        groups=find_groups(units, layers, nodes),
+        automatic=units != "layer",
+    )
     return QuantGraph(
         module=traced,
         layers=layers,
         layer_nodes=tuple(node.name for node in nodes),
         tensors=tensors,
-        units=tuple(
-            find_units(
-                traced.graph,
-                {n.name: i for i, n in enumerate(nodes)},
-                {n.name: i for i, n in enumerate(tensor_nodes)},
-                ops,
-            )
-        ),
+        units=tuple(found),
         input_shape=tuple(example.shape[1:]),
         classes=_shape(next(n for n in traced.graph.nodes if n.op == "output").all_input_nodes[0])[1],
         float_parameters=sum(p.numel() for p in traced.parameters() if p not in quantized),
-        notes=tuple(notes),
+        notes=(*notes, *remarks),
         digest=graph_digest(traced),
     )

@@ -14,6 +14,10 @@ import torch
 from torch import fx, nn
 
 
+#: What was found out about a node, and is not found out again on arrival.
+_META = ("shape", "order")
+
+
 @dataclass(frozen=True, slots=True)
 class _Ref:
     """Stands for a node in the arguments of another."""
@@ -30,6 +34,7 @@ def pack(module: fx.GraphModule) -> dict[str, Any]:
             node.target,
             _refer(node.args),
             _refer(node.kwargs),
+            {key: node.meta[key] for key in _META if key in node.meta},
         )
         for node in module.graph.nodes
     ]
@@ -56,8 +61,9 @@ def unpack(packed: dict[str, Any]) -> fx.GraphModule:
             setattr(parent, leaf, value)
     graph = fx.Graph()
     made: dict[str, fx.Node] = {}
-    for op, name, target, args, kwargs in packed["nodes"]:
+    for op, name, target, args, kwargs, meta in packed["nodes"]:
         made[name] = graph.create_node(op, target, _resolve(args, made), _resolve(kwargs, made), name=name)
+        made[name].meta.update(meta)
     return fx.GraphModule(root, graph).eval()
 
 

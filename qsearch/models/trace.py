@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from qsearch.errors import ModelError
+from qsearch.models.plain import copy_network, has_hooks, is_plain_layer
 
 _TRACE_HINT = (
     "control flow that depends on tensor values cannot be traced; rewrite that forward without it, or wrap the part "
@@ -34,35 +33,6 @@ class _NamingTracer(fx.Tracer):
             raise
 
 
-def copy_network(module: nn.Module) -> nn.Module:
-    """Copies a network, in evaluation mode, with parametrized weights made plain.
-
-    Raises:
-        ModelError: It cannot be copied.
-    """
-    try:
-        module = copy.deepcopy(module).eval()
-    except Exception as error:
-        raise ModelError(
-            f"the network cannot be copied: {error}",
-            "return a network that copy.deepcopy can copy; weight_norm hooks, for one, must be removed before",
-        ) from error
-    for child in list(module.modules()):
-        if parametrize.is_parametrized(child):
-            _make_plain(child)
-    return module
-
-
-def _make_plain(module: nn.Module) -> None:
-    """Replaces parametrized weights by their values; torch's own removal changes a class that all copies share."""
-    parametrizations = module.parametrizations
-    values = {name: getattr(module, name).detach().clone() for name in parametrizations}  # type: ignore[union-attr]
-    module.__class__ = type(module).__bases__[0]
-    del module.parametrizations
-    for name, value in values.items():
-        module.register_parameter(name, nn.Parameter(value))
-
-
 def trace(module: nn.Module) -> fx.GraphModule:
     """Traces a copy of a network symbolically, in evaluation mode.
 
@@ -77,7 +47,8 @@ def trace(module: nn.Module) -> fx.GraphModule:
         where = f"module {tracer.failed_in!r}" if tracer.failed_in else "its top-level forward"
         kind = type(tracer.root.get_submodule(tracer.failed_in)).__name__ if tracer.failed_in else type(module).__name__
         raise ModelError(f"the network cannot be traced: {where} ({kind}): {error}", _TRACE_HINT) from error
-    traced = fx.GraphModule(module, graph)
+    _drop_stochastic_depth(graph)
+    traced = fx.GraphModule(module, graph).eval()
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     extra = [n.name for n in placeholders[1:] if not n.args]
     if not placeholders or extra:
@@ -86,6 +57,16 @@ def trace(module: nn.Module) -> fx.GraphModule:
             "wrap it in a module whose forward takes the image alone",
         )
     return traced
+
+
+def _drop_stochastic_depth(graph: fx.Graph) -> None:
+    """Removes torchvision's function of that name, which does nothing in evaluation mode and cannot travel alone."""
+    for node in list(graph.nodes):
+        if getattr(node.target, "__module__", "") == "torchvision.ops.stochastic_depth":
+            values = {**dict(zip(("input", "p", "mode", "training"), node.args, strict=False)), **node.kwargs}
+            if values.get("training", True) is False and isinstance(source := values["input"], fx.Node):
+                node.replace_all_uses_with(source)
+                graph.erase_node(node)
 
 
 def _calls(traced: fx.GraphModule) -> dict[str, list[fx.Node]]:
@@ -114,7 +95,7 @@ def fold_batch_norm(traced: fx.GraphModule) -> list[str]:
         norm = modules[str(node.target)]
         source = node.args[0]
         layer = modules.get(str(source.target)) if isinstance(source, fx.Node) and source.op == "call_module" else None
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
+        if not isinstance(layer, nn.Conv2d | nn.Linear) or not is_plain_layer(layer) or has_hooks(norm):
             kept.append(str(node.target))
             continue
         foldable = (
@@ -130,12 +111,70 @@ def fold_batch_norm(traced: fx.GraphModule) -> list[str]:
             continue
         fused = fuse_conv_bn_eval(layer, norm) if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval(layer, norm)
         _set_module(traced, str(source.target), fused)
+        modules[str(source.target)] = fused  # another batch norm may follow
         node.replace_all_uses_with(source)
         traced.graph.erase_node(node)
     traced.graph.lint()
     traced.delete_all_unused_submodules()
     traced.recompile()
     return kept
+
+
+def untie_layers(traced: fx.GraphModule) -> list[str]:
+    """Gives every layer parameters of its own, in place: layers that share them get different bit-widths and scales.
+
+    Returns:
+        What the user should know about it.
+    """
+    owners: dict[nn.Parameter, str] = {}
+    notes = []
+    for node in traced.graph.nodes:
+        if node.op == "get_attr" and isinstance(value := _attribute(traced, str(node.target)), nn.Parameter):
+            owners.setdefault(value, str(node.target).rpartition(".")[0])
+    for name in _calls(traced):
+        module = traced.get_submodule(name)
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            owner = owners.setdefault(parameter, name)
+            if owner == name or not (_is_layer(module) or _is_layer(traced.get_submodule(owner))):
+                continue
+            setattr(module, leaf, nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad))
+            if leaf == "weight" and _is_layer(module):
+                notes.append(f"{name!r} shares its weight with {owner!r}: quantized and stored apart from it")
+    return notes
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d | nn.Linear)
+
+
+def _attribute(root: nn.Module, name: str) -> Any:
+    path, _, leaf = name.rpartition(".")
+    return getattr(root.get_submodule(path), leaf)
+
+
+def unused_modules(network: nn.Module, traced: fx.GraphModule) -> list[str]:
+    """Outermost modules of a network that hold parameters but do not reach its logits, such as auxiliary heads.
+
+    Args:
+        network: The network that was traced.
+        traced: Its trace without dead code, before anything was folded.
+    """
+    used = {str(node.target) for node in traced.graph.nodes if node.op == "call_module"}
+    used |= {str(node.target).rpartition(".")[0] for node in traced.graph.nodes if node.op == "get_attr"}
+    touched = {path for name in used for path in _prefixes(name)}
+    names = [
+        name
+        for name, child in network.named_modules()
+        if any(True for _ in child.parameters(recurse=False)) and used.isdisjoint(_prefixes(name))
+    ]
+    outermost = [next(path for path in _prefixes(name) if path not in touched) for name in names if name]
+    return list(dict.fromkeys(outermost))
+
+
+def _prefixes(name: str) -> list[str]:
+    """``["a", "a.b", "a.b.c"]`` of ``a.b.c``."""
+    parts = name.split(".")
+    return [".".join(parts[: end + 1]) for end in range(len(parts))]
 
 
 def _set_module(root: nn.Module, name: str, module: nn.Module) -> None:

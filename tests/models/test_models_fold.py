@@ -58,6 +58,15 @@ def test_folding_by_hand() -> None:
     assert layer.bias.item() == pytest.approx((0 - 5) * 0.5 / 2 + 7)
 
 
+def test_two_batch_norms_in_a_row_are_both_folded() -> None:
+    layers = (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+    network, x = nets.randomize(nn.Sequential(*layers)), nets.images(6)
+    graph = build_graph(network, x[:2])
+    with torch.no_grad():
+        torch.testing.assert_close(graph.module(x), network(x), rtol=1e-4, atol=1e-4)
+    assert graph.notes == ()
+
+
 class Tokens(nn.Module):
     """A batch norm over tokens follows a linear layer: its channels are not the layer's."""
 

@@ -13,6 +13,7 @@ import nets
 import pytest
 import torch
 import torch.nn.functional as F
+from graph_laws import node_values
 from torch import nn
 
 from qsearch.models import QuantGraph, build_graph
@@ -224,7 +225,7 @@ def test_what_stays_float_is_reported() -> None:
         torch.testing.assert_close(graph.module(x), network(x))
 
 
-def test_shared_weights_are_not_counted_twice() -> None:
+def test_shared_weights_are_no_float_parameters() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(192, 192), nn.Linear(192, 192), nn.Linear(192, 2))
     network[2].weight = network[1].weight
     assert build_graph(network, nets.images(2)).float_parameters == 0
@@ -263,6 +264,22 @@ def chunked(x: torch.Tensor) -> torch.Tensor:
     return torch.relu(x).chunk(2, 1)[0]
 
 
+def negated(x: torch.Tensor) -> torch.Tensor:
+    return torch.relu(x) * -1
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return torch.relu(x) * 2
+
+
+def subtracted(x: torch.Tensor) -> torch.Tensor:
+    return torch.add(torch.relu(x), torch.sigmoid(x), alpha=-1)
+
+
+def clamped(x: torch.Tensor) -> torch.Tensor:
+    return x.clamp(min=0.0, max=4.0)
+
+
 def normalised(x: torch.Tensor) -> torch.Tensor:
     return x * torch.sigmoid(x)
 
@@ -274,7 +291,13 @@ def normalised(x: torch.Tensor) -> torch.Tensor:
         (mixed_sign, 4, False, "sub"),
         (pooled, 4, True, "avg_pool2d"),
         (summed, 4, True, "add"),
-        (chunked, 2, False, "getitem"),  # conservative: what a tuple holds is not followed
+        (chunked, 2, True, "relu"),  # a half of a tensor is stored with the other half
+        (negated, 4, False, "mul"),
+        (doubled, 4, True, "mul"),
+        (subtracted, 4, False, "add"),
+        (clamped, 4, True, "clamp"),
+        (nn.Hardtanh(0.0, 4.0), 4, True, "function"),
+        (nn.Hardtanh(), 4, False, "function"),
         (normalised, 4, False, "mul"),
         (nn.Sequential(nn.ReLU6(), nn.MaxPool2d(2), nn.Dropout(), nn.Identity()), 4, True, "function_0"),
         (nn.Hardswish(), 4, False, "function"),
@@ -290,21 +313,13 @@ def test_sign_and_source_come_from_the_graph(
 
 def test_unsigned_tensors_are_never_negative() -> None:
     """The claim that the graph makes holds for values."""
-    for function in (shifted, mixed_sign, pooled, summed, normalised):
+    functions = (shifted, mixed_sign, pooled, summed, normalised, negated, doubled, subtracted, clamped)
+    for function in functions:
         graph = build_graph(nets.randomize(nets.Lambda(function)), nets.images(2))
-        values = nodes_of(graph, nets.images(16, seed=1))
+        values = node_values(graph, nets.images(16, seed=1))
         for tensor in graph.tensors:
             if tensor.unsigned:
                 assert values[tensor.node].min() >= 0
-
-
-def nodes_of(graph: QuantGraph, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    from qsearch.quant import Recorder
-
-    recorder = Recorder(graph, [node.name for node in graph.module.graph.nodes])
-    with torch.no_grad():
-        recorder.run(x)
-    return recorder.values
 
 
 def test_digest_covers_weights_and_structure() -> None:

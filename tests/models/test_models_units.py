@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import nets
 import pytest
 import torch
+from graph_laws import check_units
 from torch import nn
 
 from qsearch.models import QuantGraph, build_graph
 from qsearch.models.digits_resnet import DigitsResNet
 from qsearch.models.torchvision_compat import import_torchvision
-
-
-def check_units(graph: QuantGraph) -> None:
-    """Laws of every division into units."""
-    layers = [layer for unit in graph.units for layer in unit.layers]
-    assert sorted(layers) == list(range(len(graph.layers)))
-    order = {node.name: i for i, node in enumerate(graph.module.graph.nodes)}
-    tensors = {tensor.node for tensor in graph.tensors}
-    for unit in graph.units:
-        assert [order[a] < order[b] for a, b in pairwise(unit.nodes)] == [True] * (len(unit.nodes) - 1)
-        assert unit.exit == unit.nodes[-1]
-        assert unit.entry not in unit.nodes
-        nodes = {node.name: node for node in graph.module.graph.nodes}
-        for name in unit.nodes:
-            for source in nodes[name].all_input_nodes:  # one way in
-                assert source.name in (*unit.nodes, unit.entry) or source.op == "get_attr", (unit, name)
-            if name != unit.exit:  # one way out
-                assert {user.name for user in nodes[name].users} <= set(unit.nodes), (unit, name)
-        for layer in unit.layers:
-            assert graph.layer_nodes[layer] in unit.nodes
-        if unit.entry_tensor is not None:
-            assert graph.tensors[unit.entry_tensor].node in tensors
 
 
 def summary(graph: QuantGraph) -> list[tuple[str, tuple[int, ...]]]:
@@ -153,30 +130,6 @@ def test_a_sum_with_a_parameter_is_no_residual_addition() -> None:
     assert not any("view" in tensor.node for tensor in graph.tensors)
 
 
-#: name, side of the image, layers, units with more than one layer.
-TORCHVISION = [
-    ("resnet18", 32, 21, 8),
-    ("mobilenet_v2", 32, 53, 10),
-    ("mobilenet_v3_small", 32, 54, 6),
-    ("shufflenet_v2_x0_5", 32, 57, 0),
-    ("densenet121", 32, 121, 0),
-    ("squeezenet1_0", 64, 26, 0),
-    ("regnet_y_400mf", 32, 86, 16),
-    ("efficientnet_b0", 32, 82, 9),
-    ("googlenet", 64, 58, 0),
-    ("convnext_tiny", 32, 59, 18),
-]
-
-
-@pytest.mark.parametrize(("name", "size", "layers", "blocks"), TORCHVISION, ids=[row[0] for row in TORCHVISION])
-def test_torchvision_networks(name: str, size: int, layers: int, blocks: int) -> None:
-    extra = {"init_weights": False} if name == "googlenet" else {}
-    network = import_torchvision().models.get_model(name, weights=None, num_classes=10, **extra)
-    graph = build_graph(network, nets.images(2, size=size))
-    check_units(graph)
-    assert (len(graph.layers), sum(len(unit.layers) > 1 for unit in graph.units)) == (layers, blocks)
-
-
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "regnet_y_400mf"])
 def test_both_inputs_gives_every_tensor_a_width(name: str) -> None:
     network = import_torchvision().models.get_model(name, weights=None, num_classes=10)
@@ -184,3 +137,92 @@ def test_both_inputs_gives_every_tensor_a_width(name: str) -> None:
     check_units(graph)
     read = {graph.tensors[layer.tensor].group for layer in graph.layers}
     assert {tensor.group for tensor in graph.tensors} <= read
+
+
+class Inverted(nn.Module):
+    """Expand, depthwise, optionally a squeeze-excite, project; no skip."""
+
+    def __init__(self, squeeze: bool) -> None:
+        super().__init__()
+        self.expand, self.depthwise = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.squeeze = nn.ModuleList((nn.Conv2d(8, 2, 1), nn.Conv2d(2, 8, 1))) if squeeze else None
+        self.project = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.depthwise(torch.relu(self.expand(x))))
+        if self.squeeze is not None:
+            gate = torch.relu(self.squeeze[0](x.mean((2, 3), keepdim=True)))
+            x = x * torch.sigmoid(self.squeeze[1](gate))
+        return self.project(x)
+
+
+class InALine(nn.Module):
+    def __init__(self, *blocks: nn.Module, tail: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nets.Head(tail)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.blocks(torch.relu(self.stem(x))))
+
+
+@pytest.mark.parametrize("squeeze", [False, True])
+def test_an_inverted_residual_without_skip_is_one_unit(squeeze: bool) -> None:
+    graph = build_graph(InALine(Inverted(squeeze), Inverted(squeeze)), nets.images(2))
+    check_units(graph)
+    size = 5 if squeeze else 3
+    assert summary(graph) == [
+        ("stem", (0,)),
+        ("blocks.0", tuple(range(1, 1 + size))),
+        ("blocks.1", tuple(range(1 + size, 1 + 2 * size))),
+        ("head.fc", (1 + 2 * size,)),
+    ]
+
+
+def chain(*sizes: int) -> nn.Sequential:
+    layers = [nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()) for _ in range(sum(sizes))]
+    return nn.Sequential(*layers)
+
+
+def test_a_module_of_five_layers_is_not_grouped() -> None:
+    graph = build_graph(InALine(chain(4), chain(5), chain(2), chain(1)), nets.images(2))
+    check_units(graph)
+    assert [unit.layers for unit in graph.units] == [
+        (0,), (1, 2, 3, 4), (5,), (6,), (7,), (8,), (9,), (10, 11), (12,), (13,),
+    ]  # fmt: skip
+
+
+def test_the_innermost_module_is_grouped_and_a_stage_of_them_is_not() -> None:
+    graph = build_graph(InALine(nn.Sequential(chain(2), chain(2))), nets.images(2))
+    assert summary(graph) == [("stem", (0,)), ("blocks.0.0", (1, 2)), ("blocks.0.1", (3, 4)), ("head.fc", (5,))]
+
+
+def test_first_and_last_layer_stay_by_themselves() -> None:
+    network = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()),
+        nn.Flatten(),
+        nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3)),
+    )
+    graph = build_graph(network, nets.images(2))
+    check_units(graph)
+    assert [unit.layers for unit in graph.units] == [(0,), (1,), (2,), (3,)]
+
+
+class Halves(nn.Module):
+    """Each block changes one half of its channels, as in ShuffleNetV2; a split makes a tuple, which enters no unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv1, self.conv2 = nn.Conv2d(3, 4, 1), nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+        self.head = nets.Head(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = torch.relu(self.stem(x)).chunk(2, 1)
+        return self.head(torch.relu(left + self.conv2(torch.relu(self.conv1(right)))))
+
+
+def test_a_unit_is_entered_by_a_tensor_and_not_by_a_tuple() -> None:
+    graph = build_graph(Halves(), nets.images(2))
+    check_units(graph)
+    assert [(unit.entry, unit.layers) for unit in graph.units[:2]] == [("x", (0,)), ("relu", (1, 2))]
