@@ -5,7 +5,8 @@ from __future__ import annotations
 from qsearch.hardware.cache import build_table
 from qsearch.hardware.device import AnalyticDevice, Device, DeviceDescription, graph_digest
 from qsearch.hardware.presets import load_device, preset_names
-from qsearch.hardware.table import ENGINE_VERSION, METRICS, CostTable, code, layer_size_bytes
+from qsearch.hardware.size import SizeRules, layer_size_bytes
+from qsearch.hardware.table import ENGINE_VERSION, METRICS, CostTable, code
 
 __all__ = [
     "ENGINE_VERSION",
@@ -14,6 +15,7 @@ __all__ = [
     "CostTable",
     "Device",
     "DeviceDescription",
+    "SizeRules",
     "build_table",
     "code",
     "graph_digest",

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qsearch.errors import DeviceError, nearest
-from qsearch.hardware.table import ENGINE_VERSION, METRICS, WIDTHS, CostTable, layer_size_bytes
+from qsearch.hardware.size import layer_size_bytes
+from qsearch.hardware.table import ENGINE_VERSION, METRICS, WIDTHS, CostTable
 from qsearch.types import BIT_ALPHABET, LayerShape, digest
 
 #: ``[w, a]`` grids of widths in bits over ``BIT_ALPHABET``, in table order.

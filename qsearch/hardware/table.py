@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from qsearch.errors import DeviceError, nearest
-from qsearch.types import BIT_ALPHABET, BitConfig, LayerShape
+from qsearch.types import BIT_ALPHABET, BitConfig
 
 #: Version of the table's meaning (metrics, units, size rule). Part of every cache key.
 ENGINE_VERSION: Final = 1
@@ -63,22 +63,6 @@ def code(bits: ArrayLike) -> NDArray[np.int64]:
             f"no cost table has a column for {unknown} bits", f"known: {', '.join(map(str, BIT_ALPHABET))}"
         )
     return index
-
-
-def layer_size_bytes(layer: LayerShape, w: int) -> int:
-    """Returns the stored size of one layer in bytes; it is the same on every device.
-
-    Weights are packed without gaps inside the layer, ``ceil(count * w / 8)`` bytes; each output channel adds one
-    32-bit scale, and one 32-bit bias if the layer has one.
-
-    Args:
-        layer: The layer.
-        w: Weight width in bits.
-    """
-    if w < 1:
-        raise DeviceError(f"layer {layer.name!r}: a weight of {w} bits has no size", "use at least 1 bit")
-    words_per_channel = 2 if layer.has_bias else 1
-    return -(-layer.weight_count * w // 8) + 4 * layer.out_channels * words_per_channel
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,6 +7,7 @@ from qsearch.spec.load import load_spec, parse_spec, spec_from_mapping
 from qsearch.spec.metrics import Constraint, Objective
 from qsearch.spec.schema import StudySpec
 from qsearch.spec.sections import (
+    ActivationQuantizerSpec,
     BudgetSpec,
     DataSpec,
     DeviceSpec,
@@ -22,10 +23,12 @@ from qsearch.spec.sections import (
     SpaceSpec,
     StoreSpec,
     StudySection,
+    WeightQuantizerSpec,
 )
 from qsearch.spec.units import parse_quantity
 
 __all__ = [
+    "ActivationQuantizerSpec",
     "BudgetSpec",
     "Constraint",
     "DataSpec",
@@ -45,6 +48,7 @@ __all__ = [
     "StoreSpec",
     "StudySection",
     "StudySpec",
+    "WeightQuantizerSpec",
     "describe",
     "diff",
     "load_spec",

@@ -6,7 +6,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    StrictBool,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from qsearch.spec.fields import (
     Bits,
@@ -178,14 +187,90 @@ class SpaceSpec(Section):
         return value
 
 
+#: Percent of the values that are not clipped.
+Percentile = Annotated[float, Field(strict=True, gt=50, le=100, allow_inf_nan=False)]
+
+
+class WeightQuantizerSpec(Section):
+    """How weights are quantized; 1 bit is always the pair -a, +a, except on a codebook.
+
+    Attributes:
+        grid: ``symmetric`` (full two's-complement range), ``narrow`` (without the most negative code), ``affine``
+            (with a zero point) or ``codebook`` (k-means centroids, one codebook a layer).
+        granularity: What shares a scale: the ``tensor``, an output ``channel``, a ``group`` of inputs.
+        group_size: Inputs a group.
+        power_of_two: Scales are powers of two.
+        range: How the scale is found: ``mse`` (search), ``min_max``, ``percentile`` or ``aciq``.
+        norm: Exponent of the error that ``mse`` minimises.
+        percentile: Percent of the values that ``percentile`` does not clip.
+        negative_scales: A channel of a ``symmetric`` grid may have a negative scale, so that its codes reach one step
+            further up than down; false for hardware whose multipliers must be positive.
+    """
+
+    grid: Literal["symmetric", "narrow", "affine", "codebook"] = "symmetric"
+    granularity: Literal["tensor", "channel", "group"] = "channel"
+    group_size: Count = 32
+    power_of_two: StrictBool = False
+    range: Literal["mse", "min_max", "percentile", "aciq"] = "mse"
+    norm: Positive = 2.0
+    percentile: Percentile = 99.99
+    negative_scales: StrictBool = True
+
+    @model_validator(mode="after")
+    def _has_a_scale(self) -> WeightQuantizerSpec:
+        if self.grid == "codebook" and self.power_of_two:
+            raise fail("a codebook has no scale that could be a power of two", "set power_of_two: false")
+        return self
+
+
+class ActivationQuantizerSpec(Section):
+    """How activation tensors are quantized: one scale a tensor, unsigned where the graph shows it.
+
+    Attributes:
+        grid: For all other tensors: ``auto`` (unsigned codes and a zero point) or ``symmetric`` (signed codes).
+        power_of_two: The scale is a power of two.
+        range: How the range is found: ``mse`` (search), ``min_max``, ``ema``, ``percentile``, ``kl`` or ``aciq``.
+        norm: Exponent of the error that ``mse`` minimises.
+        percentile: Percent of the values that ``percentile`` does not clip.
+        momentum: Share of the past in the moving average of ``ema``.
+    """
+
+    grid: Literal["auto", "symmetric"] = "auto"
+    power_of_two: StrictBool = False
+    range: Literal["mse", "min_max", "ema", "percentile", "kl", "aciq"] = "mse"
+    norm: Positive = 2.0
+    percentile: Percentile = 99.99
+    momentum: Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)] = 0.9
+
+
+def _check_units(value: Any) -> Any:
+    """``units`` is a word or a list of words; pydantic's own error of a union would be two errors."""
+    items = value if isinstance(value, list | tuple) else [value]
+    if not items or not all(isinstance(item, str) and item for item in items):
+        raise fail(
+            "it does not say what the reconstruction units are",
+            "write auto, layer, package.module:function, or a list of module paths or regular expressions",
+        )
+    return value
+
+
 class QuantizerSpec(Section):
     """How the network is quantized.
 
     Attributes:
         add_policy: Where a residual sum is quantized: once ``after_relu``, or ``both_inputs`` of the addition.
+        units: What is reconstructed together: ``auto`` (residual blocks), ``layer`` (every layer by itself), a list
+            of module paths or patterns, or ``package.module:function``.
+        weights: How weights are quantized.
+        activations: How activations are quantized.
+        equalize: Ranges of consecutive layers are equalized before anything is quantized.
     """
 
     add_policy: Literal["after_relu", "both_inputs"] = "after_relu"
+    units: Annotated[str | tuple[str, ...], BeforeValidator(_check_units)] = "auto"
+    weights: WeightQuantizerSpec = WeightQuantizerSpec()
+    activations: ActivationQuantizerSpec = ActivationQuantizerSpec()
+    equalize: StrictBool = False
 
 
 class DeviceSpec(Section):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qsearch.hardware import CostTable, build_table, load_device
+from qsearch.hardware import METRICS, CostTable, SizeRules, build_table, load_device
 from qsearch.types import LayerShape
 
 LAYERS = (
@@ -98,3 +98,24 @@ def test_a_damaged_file_is_built_again(tmp_path: Path, damage: str) -> None:
     assert device.builds == 1
     assert same(build_table(device, LAYERS, tmp_path), good)
     assert device.builds == 1  # and the file was repaired
+
+
+def test_size_rules_are_part_of_the_table_and_of_its_name(tmp_path: Path) -> None:
+    plain, affine = SizeRules(), SizeRules(zero_bits=8)
+    first, device = build_table(Counting(), LAYERS, tmp_path), Counting()
+    assert same(build_table(device, LAYERS, tmp_path, plain), first)
+    assert device.builds == 0
+    other = build_table(device, LAYERS, tmp_path, affine)
+    assert device.builds == 1
+    assert same(build_table(device, LAYERS, tmp_path, affine), other)
+    assert same(build_table(Counting(), LAYERS, None, affine), other)
+    assert device.builds == 1
+    size, rest = METRICS.index("size_bytes"), [i for i, name in enumerate(METRICS) if name != "size_bytes"]
+    assert np.array_equal(other.cost[rest], first.cost[rest], equal_nan=True)
+    extra = (other.cost - first.cost)[size]
+    assert np.array_equal(np.isnan(extra), ~first.supported)
+    for layer, channels in enumerate((12, 10)):
+        values = extra[layer]
+        assert set(values[0][~np.isnan(values[0])]) == {0.0}  # one bit has no zero point
+        assert set(values[1:][~np.isnan(values[1:])]) == {float(channels)}
+    assert other.provenance["sizes"]["zero_bits"] == 8

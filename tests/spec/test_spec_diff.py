@@ -71,6 +71,9 @@ def test_these_may_change(sections: dict[str, Any]) -> None:
             Difference("space.layers[1].weights", [4], [5]),
         ),
         ({"quantizer": {"add_policy": "both_inputs"}}, Difference("quantizer.add_policy", "after_relu", "both_inputs")),
+        ({"quantizer": {"units": ["a"]}}, Difference("quantizer.units", "auto", ["a"])),
+        ({"quantizer": {"weights": {"grid": "affine"}}}, Difference("quantizer.weights.grid", "symmetric", "affine")),
+        ({"quantizer": {"equalize": True}}, Difference("quantizer.equalize", False, True)),
     ],
 )
 def test_these_may_not(sections: dict[str, Any], expected: Difference) -> None:

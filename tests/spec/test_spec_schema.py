@@ -38,6 +38,12 @@ def test_a_minimal_study_gets_all_defaults() -> None:
     assert spec.execution.scheduling == "steady_state"
 
 
+def test_units_are_a_word_or_a_list() -> None:
+    assert study().quantizer.units == "auto"
+    assert study(quantizer={"units": "package.module:function"}).quantizer.units == "package.module:function"
+    assert study(quantizer={"units": ["layer1.*", "re:block"]}).quantizer.units == ("layer1.*", "re:block")
+
+
 def test_without_devices_error_and_size_remain() -> None:
     assert [o.name for o in study().objectives] == ["error", "size"]
 
@@ -116,6 +122,24 @@ def test_latency_means_the_only_device(objectives: list[Any]) -> None:
         ({"space": {"layers": [{"match": "a"}]}}, "changes nothing"),
         ({"space": {"layers": [{"match": "", "weights": [4]}]}}, "text that is not empty"),
         ({"quantizer": {"add_policy": "afterrelu"}}, "did you mean 'after_relu'"),
+        ({"quantizer": {"weights": {"grid": "afine"}}}, "quantizer.weights.grid: cannot be the text 'afine'"),
+        ({"quantizer": {"weights": {"grid": "afine"}}}, "did you mean 'affine'"),
+        ({"quantizer": {"weights": {"granularity": "row"}}}, "known: channel, group, tensor"),
+        ({"quantizer": {"weights": {"range": "ema"}}}, "quantizer.weights.range: cannot be"),
+        ({"quantizer": {"weights": {"group_size": 0}}}, "at least 1"),
+        ({"quantizer": {"weights": {"norm": 0}}}, "greater than 0"),
+        ({"quantizer": {"weights": {"percentile": 0.5}}}, "greater than 50"),
+        ({"quantizer": {"weights": {"percentile": 101}}}, "at most 100"),
+        ({"quantizer": {"weights": {"power_of_two": "yes"}}}, "should be true or false, not the text 'yes'"),
+        ({"quantizer": {"weights": {"grid": "codebook", "power_of_two": True}}}, "a codebook has no scale"),
+        ({"quantizer": {"activations": {"grid": "affine"}}}, "known: auto, symmetric"),
+        ({"quantizer": {"activations": {"range": "emma"}}}, "did you mean 'ema'"),
+        ({"quantizer": {"activations": {"momentum": 1}}}, "less than 1"),
+        ({"quantizer": {"activation": {}}}, "did you mean 'activations'"),
+        ({"quantizer": {"equalize": 1}}, "should be true or false, not 1"),
+        ({"quantizer": {"units": []}}, "quantizer.units: it does not say"),
+        ({"quantizer": {"units": [3]}}, "write auto, layer, package.module:function"),
+        ({"quantizer": {"units": ""}}, "quantizer.units: it does not say"),
         ({"evaluation": {"timeout_s": 0}}, "greater than 0"),
         ({"evaluation": {"timeout_s": float("inf")}}, "finite number"),
         ({"evaluation": {"seed": -1}}, "at least 0"),
