@@ -1,9 +1,8 @@
-"""A network whose bits can be switched: a quantizer stands at every activation tensor, weights are swapped in."""
+"""Reconstruction units cut out of a network, with a quantizer at every activation tensor."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
 
 import torch
 from torch import fx, nn
@@ -14,7 +13,11 @@ from qsearch.quant.grids import ActivationGrid
 
 
 class ActivationQuantizer(nn.Module):
-    """Quantizes what passes through it, or passes it on while no grid is set."""
+    """Quantizes what passes through it, or passes it on while no grid is set.
+
+    Attributes:
+        grid: Set from outside.
+    """
 
     grid: ActivationGrid | None = None
 
@@ -30,62 +33,6 @@ class ActivationQuantizer(nn.Module):
 def quantizer_name(tensor: int) -> str:
     """Module name of the quantizer of activation tensor ``tensor``."""
     return f"activation_quantizer_{tensor}"
-
-
-def _insert(module: fx.GraphModule, node: fx.Node, tensor: int) -> None:
-    """Makes every reader of ``node`` read its quantized value instead."""
-    name = quantizer_name(tensor)
-    module.add_submodule(name, ActivationQuantizer())
-    with module.graph.inserting_after(node):
-        quantized = module.graph.call_module(name, (node,))
-    node.replace_all_uses_with(quantized, delete_user_cb=lambda user: user is not quantized)
-
-
-class QuantizedNetwork:
-    """The folded network with a quantizer at every activation tensor.
-
-    Args:
-        graph: The network; it is copied.
-        device: Where to compute.
-    """
-
-    def __init__(self, graph: QuantGraph, device: torch.device) -> None:
-        self.graph = graph
-        self.module = copy.deepcopy(graph.module)
-        nodes = {node.name: node for node in self.module.graph.nodes}
-        for tensor in graph.tensors:
-            _insert(self.module, nodes[tensor.node], tensor.index)
-        self.module.graph.lint()
-        self.module.recompile()
-        self.module.to(device).eval().requires_grad_(False)
-        self._float = {layer.name: self._layer(layer.name).weight for layer in graph.layers}
-
-    def _layer(self, name: str) -> nn.Conv2d | nn.Linear:
-        module = self.module.get_submodule(name)
-        if not isinstance(module, nn.Conv2d | nn.Linear):
-            raise TypeError(f"{name} is a {type(module).__name__}")
-        return module
-
-    def configure(self, weights: Mapping[int, torch.Tensor], grids: Mapping[int, ActivationGrid]) -> None:
-        """Installs weights and activation grids; what is not named goes back to float.
-
-        Args:
-            weights: Weight tensor by layer index; swapped in by reference, not copied.
-            grids: Grid by activation-tensor index.
-        """
-        for index, layer in enumerate(self.graph.layers):
-            weight = weights.get(index)
-            self._layer(layer.name).weight = (
-                self._float[layer.name] if weight is None else nn.Parameter(weight, requires_grad=False)
-            )
-        for tensor in self.graph.tensors:
-            quantizer = self.module.get_submodule(quantizer_name(tensor.index))
-            quantizer.grid = grids.get(tensor.index)  # type: ignore[assignment]
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits ``[n, classes]`` of images ``[n, channels, height, width]``."""
-        logits: torch.Tensor = self.module(images)
-        return logits
 
 
 def extract_unit(graph: QuantGraph, unit: Unit) -> tuple[fx.GraphModule, tuple[int, ...]]:
@@ -110,6 +57,8 @@ def extract_unit(graph: QuantGraph, unit: Unit) -> tuple[fx.GraphModule, tuple[i
     def copy_of(node: fx.Node) -> fx.Node:
         if node not in mapping:  # also a parameter, or what is computed from parameters alone, wherever it stands
             mapping[node] = new.node_copy(node, copy_of)
+            if node.op == "call_method" and node.target == "view" and "shape" in node.meta:
+                mapping[node].target = "reshape"  # maps may have their channels last, which `view` cannot flatten
         return mapping[node]
 
     value = new.placeholder("entry")
@@ -140,21 +89,3 @@ def _add_parameter(root: nn.Module, name: str, source: nn.Module) -> None:
     parent, leaf = make_parent(root, name)
     owner, attribute = make_parent(source, name)
     setattr(parent, leaf, copy.deepcopy(getattr(owner, attribute)))
-
-
-class Recorder(fx.Interpreter):
-    """Runs the float network and keeps the values of some nodes."""
-
-    def __init__(self, graph: QuantGraph, names: Iterable[str]) -> None:
-        super().__init__(graph.module)
-        self._names = frozenset(names)
-        self.values: dict[str, torch.Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> object:
-        """Runs one node; keeps its value when asked to."""
-        result = super().run_node(n)
-        if n.name in self._names and isinstance(result, torch.Tensor):
-            if result.requires_grad:
-                result.retain_grad()
-            self.values[n.name] = result
-        return result
