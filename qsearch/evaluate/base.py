@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, get_args, get_type_hints, runtime_checkable
 
 import torch
 
@@ -22,7 +22,8 @@ class Evaluator(Protocol):
 
     Implementations are classes ``Evaluator(target, options, device, seed)``, registered under the entry-point group
     ``qsearch.evaluators``. They must be deterministic: equal configurations give equal scores, in any order, in any
-    process of one machine.
+    process of one machine. One that has a method ``warm_up()`` is warmed up once by every worker, before the first
+    evaluation and outside of its time limit.
 
     Attributes:
         name: The fidelity.
@@ -102,7 +103,7 @@ def make_exact(device: torch.device) -> None:
 
 def settings_digest(evaluator: Evaluator, target: Target) -> str:
     """Digest of everything in force beside network, data, bits and seed that decides a score."""
-    return digest({**evaluator.settings(), "batch_size": target.batch_size})
+    return digest({**evaluator.settings(), "forward_batch": target.batch_size})
 
 
 def evaluation_key(evaluator: Evaluator, target: Target, config: BitConfig, split: str, seed: int) -> EvaluationKey:
@@ -123,7 +124,8 @@ def read_options(kind: type[Options], options: Mapping[str, Any], where: str) ->
     """Builds an options dataclass, refusing unknown names and wrong types.
 
     Args:
-        kind: A frozen dataclass whose fields are ints, floats, strings or booleans with defaults.
+        kind: A frozen dataclass whose fields are ints, floats, strings or booleans with defaults; a default of None
+            needs an annotation such as ``int | None``.
         options: What the study file says.
         where: Key path in the study file, for messages.
 
@@ -131,17 +133,17 @@ def read_options(kind: type[Options], options: Mapping[str, Any], where: str) ->
         SpecError: An option does not exist, or has the wrong type.
     """
     known = {f.name: f.default for f in fields(kind)}  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
     for name, value in options.items():
         if name not in known:
             raise SpecError(f"{where} has no option {name!r}", nearest(name, known))
-        wanted: type | tuple[type, ...] = type(known[name])
-        if wanted is float:
-            wanted = (int, float)
-        if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-            raise SpecError(
-                f"{where}.{name} is {value!r}; a value like {known[name]!r} is expected", "correct the study file"
-            )
+        kinds = set(get_args(hints[name])) or {hints[name]}
+        if float in kinds:
+            kinds.add(int)
+        if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
+            like = f"a value like {known[name]!r}" if known[name] is not None else f"{hints[name]}"
+            raise SpecError(f"{where}.{name} is {value!r}; {like} is expected", "correct the option")
     try:
         return kind(**options)
     except ValueError as error:
-        raise SpecError(f"{where}: {error}", "correct the study file") from error
+        raise SpecError(f"{where}: {error}", "correct the option") from error

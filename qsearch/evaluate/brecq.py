@@ -1,72 +1,141 @@
-"""Fidelity ``brecq``: the rounding of every unit is reconstructed once per bit combination, then stitched."""
+"""Fidelity ``brecq``: the rounding of every unit is learned so that the unit's output stays (Li et al. 2021)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 import torch
 
 from qsearch.evaluate.artifacts import ArtifactCache
-from qsearch.evaluate.ptq import PTQEvaluator, tensor_bits
+from qsearch.evaluate.engine import Guarded
+from qsearch.evaluate.ptq import FLOAT_BITS, PTQEvaluator, check_common, check_fits, tensor_bits
+from qsearch.evaluate.sequence import Sequence, with_learned
 from qsearch.evaluate.target import Target
-from qsearch.models import Unit
-from qsearch.quant import Recorder, Schedule, extract_unit, fisher_weights, reconstruct_unit
-from qsearch.types import BitConfig, digest
+from qsearch.quant.program import Plan
+from qsearch.quant.reconstruct import PRECISIONS, Schedule
+from qsearch.types import BitConfig
 
-#: Units whose weights all have this width or more keep nearest rounding: there is nothing to gain.
-NEAREST_FROM_BITS = 8
+#: What a preset stands for; every value can be overridden by an option of its name.
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "bank": {"sequential": False, "iterations": 200, "lr": 0.1, "round_weight": 0.1, "activation_lr": 0.0},
+    "fast": {"sequential": True, "iterations": 200, "lr": 0.07, "round_weight": 0.03, "activation_lr": 0.0},
+    "paper": {"sequential": True, "iterations": 20_000, "lr": 1e-3, "round_weight": 0.01, "activation_lr": 4e-5},
+}
+
+FISHER_MODES = ("none", "published", "corrected")
 
 
 @dataclass(frozen=True, slots=True)
 class BRECQOptions:
-    """Options of ``fidelities.brecq``.
+    """Options of ``fidelities.brecq``. Those that are null take the value of the preset.
 
     Attributes:
+        preset: ``bank``: every (unit, bits) once on float inputs, candidates stitched; ``fast``: unit after unit on
+            the quantized inputs of the candidate, a few hundred steps; ``paper``: the published schedule.
         iterations: Steps a unit.
         lr: Learning rate of the rounding variables; ``iterations * lr`` should be 5 or more.
-        batch_size: Calibration images a step.
         round_weight: Weight of the rounding penalty.
+        activation_lr: Learning rate of activation steps; 0 leaves them as calibrated.
+        warm_start: Begin at the closed-form rounding of the bank; at the float weights otherwise. Null: but for the
+            preset ``paper``.
+        batch_size: Calibration images a step.
         warm_up: Share of the steps without penalty.
-        fisher_samples: Labels drawn for each image to estimate the Fisher diagonal.
-        fisher_floor: Least Fisher weight.
+        drop_prob: Probability that an activation element is quantized while learning (QDrop takes 0.5); 1 drops none.
+        check_every: Steps between checks of the held-out loss; 0 for none before the end.
+        patience: Checks without improvement after which a unit is done; 0 never stops early.
+        fisher: ``none`` (squared error, the default of the published code), ``published`` or ``corrected``.
+        fisher_samples: Labels drawn for each image by the corrected Fisher diagonal.
+        fisher_floor: Least weight of the corrected Fisher diagonal.
+        precision: ``float32``, or ``bfloat16`` for the passes of the reconstruction, faster where the processor has it.
+        rounding: As for ``ptq``; of layers that are not reconstructed, and of the warm start.
+        correction: As for ``ptq``; after reconstruction.
+        correction_images: As for ``ptq``.
+        max_cache_gb: Memory for values that candidates share, and for calibration streams (more goes to disk), GB.
     """
 
-    iterations: int = 200
-    lr: float = 0.1
+    preset: str = "fast"
+    iterations: int | None = None
+    lr: float | None = None
+    round_weight: float | None = None
+    activation_lr: float | None = None
+    warm_start: bool | None = None
     batch_size: int = 32
-    round_weight: float = 0.1
     warm_up: float = 0.2
+    drop_prob: float = 1.0
+    check_every: int = 0
+    patience: int = 0
+    fisher: str = "none"
     fisher_samples: int = 4
     fisher_floor: float = 0.05
+    precision: str = "float32"
+    rounding: str = "gptq"
+    correction: str = "mean_std"
+    correction_images: int = 256
+    max_cache_gb: float = 2.0
 
     def __post_init__(self) -> None:
-        positive = ("iterations", "lr", "batch_size", "fisher_samples")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if not 0 <= self.warm_up < 1 or not 0 <= self.fisher_floor < 1 or self.round_weight < 0:
-            raise ValueError("warm_up and fisher_floor lie in [0, 1), round_weight is not negative")
+        check_common(self)
+        choices = (("preset", tuple(PRESETS)), ("fisher", FISHER_MODES), ("precision", tuple(PRECISIONS)))
+        for name, known in choices:
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {', '.join(known)}")
+        for name in ("iterations", "lr", "batch_size", "fisher_samples"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, not {value}")
+        for name in ("round_weight", "activation_lr", "check_every", "patience"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise ValueError(f"{name} must not be negative, not {value}")
+        if not 0 <= self.warm_up < 1 or not 0 <= self.fisher_floor < 1 or not 0 < self.drop_prob <= 1:
+            raise ValueError("warm_up and fisher_floor lie in [0, 1), drop_prob in (0, 1]")
+        if self.patience and not self.check_every:
+            raise ValueError("patience counts checks of the held-out loss: give check_every, too")
+
+    @property
+    def sequential(self) -> bool:
+        """Whether a unit is reconstructed on the quantized inputs of the candidate."""
+        return bool(PRESETS[self.preset]["sequential"])
+
+    @property
+    def warm(self) -> bool:
+        """Whether to begin at the bank's rounding."""
+        return self.preset != "paper" if self.warm_start is None else self.warm_start
+
+    def schedule(self) -> Schedule:
+        """Hyper-parameters of one unit."""
+        values = {
+            name: PRESETS[self.preset][name] if getattr(self, name) is None else getattr(self, name)
+            for name in ("iterations", "lr", "round_weight", "activation_lr")
+        }
+        return Schedule(
+            **values,
+            batch_size=self.batch_size,
+            warm_up=self.warm_up,
+            drop_prob=self.drop_prob,
+            check_every=self.check_every,
+            patience=self.patience,
+            precision=self.precision,
+        )
 
 
 class BRECQEvaluator(PTQEvaluator):
-    """Block reconstruction with AdaRound and Fisher-diagonal weighting (Li et al. 2021), as a bank of units.
+    """Block reconstruction: AdaRound over all layers of a unit, with activations quantized.
 
-    A unit is reconstructed on its float inputs, with its own activations quantized, independently of the other
-    units; so its weights depend only on its own bits, are cached by content, and a candidate is stitched from them.
+    Units are reconstructed in network order, each on what the quantized units before it hand on; what was learned is
+    kept by everything that decides it, so candidates that begin alike share it. With preset ``bank`` units see float
+    inputs and are shared by all candidates. Statistics are corrected afterwards as in ``ptq``.
 
     Args:
         target: Network and data.
         options: ``fidelities.brecq`` of the study file.
         device: Where to compute.
-        seed: Seed of batches and Fisher labels.
-        cache: Where artifacts are kept.
+        seed: Seed of batches, dropped elements and Fisher labels.
+        cache: Where artifacts are kept; by default the user's.
     """
 
     name = "brecq"
-    version = 1
+    version = 2
 
     def __init__(
         self,
@@ -76,12 +145,8 @@ class BRECQEvaluator(PTQEvaluator):
         seed: int,
         cache: ArtifactCache | None = None,
     ) -> None:
-        super().__init__(target, options, device, seed)
-        self.cache = cache or ArtifactCache()
-        self._codes: dict[str, dict[int, torch.Tensor]] = {}
-        self._tensors: dict[Unit, tuple[int, ...]] = {}
-        self._streams: dict[str, torch.Tensor] = {}
-        self._fisher: dict[str, torch.Tensor] = {}
+        super().__init__(target, options, device, seed, cache)
+        self._sequence = Sequence(self.engine, self.bank, self.cache, self.options, seed, self.settings, self.version)
 
     @classmethod
     def options_type(cls) -> type[Any]:
@@ -92,103 +157,21 @@ class BRECQEvaluator(PTQEvaluator):
         """Conventions in force."""
         return {
             **super().settings(),
-            "rounding": f"AdaRound per unit on float inputs, Fisher-diagonal; nearest from {NEAREST_FROM_BITS} bits on",
+            **asdict(self.options.schedule()),
+            "sequential": self.options.sequential,
+            "warm_start": self.options.warm,
             "units": [[unit.name, list(unit.layers)] for unit in self.target.graph.units],
-            **asdict(self.options),
         }
 
-    @cached_property
-    def _base_digest(self) -> str:
-        """Digest of all that determines an artifact beside the unit and its bits."""
-        return digest(
-            {
-                "model": self.target.graph.digest,
-                "calibration": self.target.splits["calibration"].digest,
-                "settings": {**self.settings(), "batch_size_forward": self.target.batch_size},
-                "seed": self.seed,
-                "version": self.version,
-                "torch": torch.__version__,
-                "device": self.device.type,
-                "threads": torch.get_num_threads(),  # the order of sums in a backward pass depends on them
-            }
-        )
+    def _judge(self, config: BitConfig) -> Guarded:
+        """The reconstructed network, or the stitched one where held-out calibration images prefer it."""
+        learned, stitched = super()._judge(config), self.judge(super().plan(config))
+        return replace(learned, weights="reconstructed") if learned.error <= stitched.error else stitched
 
-    def weights(self, config: BitConfig) -> dict[int, torch.Tensor]:
-        """Stitched weights of a configuration, by layer index."""
-        stitched = super().weights(config)
-        bits_of = tensor_bits(self.target, config)
-        for unit in self.target.graph.units:
-            bits = {layer: config.weights[layer] for layer in unit.layers}
-            if min(bits.values()) < NEAREST_FROM_BITS:
-                for layer, codes in self._unit_codes(unit, bits, bits_of).items():
-                    stitched[layer] = self.weight_grid(layer, bits[layer]).decode(codes)
-        return stitched
-
-    def _unit_codes(self, unit: Unit, bits: Mapping[int, int], bits_of: Mapping[int, int]) -> dict[int, torch.Tensor]:
-        if unit not in self._tensors:
-            self._tensors[unit] = extract_unit(self.target.graph, unit)[1]
-        activation_bits = {t: bits_of[t] for t in self._tensors[unit] if t in bits_of}
-        key = digest(
-            {
-                "base": self._base_digest,
-                "unit": [unit.name, unit.entry, unit.exit],
-                "weights": sorted(bits.items()),
-                "activations": sorted(activation_bits.items()),
-            }
-        )
-        if key not in self._codes:
-            found = self.cache.get(key)
-            if found is None:
-                generator = torch.Generator().manual_seed(int(key[:15], 16))
-                module, _ = extract_unit(self.target.graph, unit)
-                inputs, targets = self._stream(unit.entry), self._stream(unit.exit)
-                codes = reconstruct_unit(
-                    self.target.graph,
-                    unit,
-                    module.to(self.device),
-                    {layer: self.weight_grid(layer, b) for layer, b in bits.items()},
-                    {t: self.activation_grid(t, b) for t, b in activation_bits.items()},
-                    inputs,
-                    targets,
-                    self._fisher_of(unit.exit),
-                    self._schedule(),
-                    generator,
-                )
-                found = {str(layer): code.to(torch.int8).cpu() for layer, code in codes.items()}
-                self.cache.put(key, found)
-            self._codes[key] = {int(layer): code.to(self.device, torch.float32) for layer, code in found.items()}
-        return self._codes[key]
-
-    def _schedule(self) -> Schedule:
-        o = self.options
-        return Schedule(o.iterations, o.lr, o.batch_size, o.round_weight, o.warm_up)
-
-    def _images(self) -> torch.Tensor:
-        return self.target.splits["calibration"].images.to(self.device)
-
-    def _stream(self, node: str) -> torch.Tensor:
-        """Value of a node in the float network on all calibration images; all unit borders are recorded at once."""
-        if node not in self._streams:
-            wanted = {name for unit in self.target.graph.units for name in (unit.entry, unit.exit)}
-            parts: dict[str, list[torch.Tensor]] = {name: [] for name in wanted}
-            with torch.no_grad():
-                for batch in torch.split(self._images(), self.target.batch_size):
-                    recorder = Recorder(self.target.graph, wanted)
-                    recorder.run(batch)
-                    for name in wanted:
-                        parts[name].append(recorder.values[name])
-            self._streams = {name: torch.cat(values) for name, values in parts.items()}
-        return self._streams[node]
-
-    def _fisher_of(self, node: str) -> torch.Tensor:
-        if node not in self._fisher:
-            self._fisher[node] = fisher_weights(
-                self.target.graph,
-                node,
-                self._images(),
-                samples=self.options.fisher_samples,
-                floor=self.options.fisher_floor,
-                batch_size=self.target.batch_size,
-                generator=torch.Generator().manual_seed(self.seed),
-            )
-        return self._fisher[node]
+    def plan(self, config: BitConfig) -> Plan:
+        """Reconstructs a configuration, or takes what is known of it."""
+        check_fits(self.target, config)
+        stitched = super().plan(config)
+        bits_of = {t: b for t, b in tensor_bits(self.target, config).items() if b not in FLOAT_BITS}
+        learned = self._sequence.learn(config, bits_of, stitched)
+        return with_learned(stitched, learned, self.target)

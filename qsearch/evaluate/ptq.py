@@ -1,88 +1,152 @@
-"""Fidelity ``ptq``: nearest rounding on scales with the least squared error; milliseconds a candidate."""
+"""Fidelity ``ptq``: weights stitched from a closed-form bank, statistics corrected; one forward pass a candidate."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from qsearch.data import Split
-from qsearch.errors import EvaluationError, nearest
+from qsearch.errors import EvaluationError
+from qsearch.evaluate.artifacts import ArtifactCache, default_cache
+from qsearch.evaluate.bank import Bank
 from qsearch.evaluate.base import make_exact, read_options
-from qsearch.evaluate.scoring import score
+from qsearch.evaluate.engine import Engine, Guarded
 from qsearch.evaluate.target import Target
-from qsearch.quant import (
-    ActivationGrid,
-    QuantizedNetwork,
-    WeightGrid,
-    sample_activations,
-    search_activation_grid,
-    search_weight_grid,
-)
+from qsearch.quant.program import Plan
+from qsearch.quant.schemes import activation_scheme, weight_scheme
 from qsearch.types import BitConfig, Score
+
+#: Widths that stand for "not quantized".
+FLOAT_BITS = (16, 32)
+
+ROUNDINGS = ("gptq", "nearest")
+CORRECTIONS = ("mean_std", "mean", "none")
+
+#: Candidates whose plans are kept, so that scoring another split does not correct them again.
+_RECENT = 4
 
 
 @dataclass(frozen=True, slots=True)
 class PTQOptions:
-    """Options of ``fidelities.ptq``: none yet; the conventions are those of :meth:`PTQEvaluator.settings`."""
+    """Options of ``fidelities.ptq``.
+
+    Attributes:
+        rounding: ``gptq``: closed form with Hessians of the calibration images; ``nearest``: without.
+        correction: What is corrected after stitching: ``mean_std`` and ``mean`` of every channel of every layer, or
+            ``none``. Power-of-two scales take the mean only.
+        correction_images: Calibration images that a candidate is corrected on.
+        max_cache_gb: Memory for values that candidates share, GB.
+    """
+
+    rounding: str = "gptq"
+    correction: str = "mean_std"
+    correction_images: int = 256
+    max_cache_gb: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_common(self)
+
+
+def check_common(options: Any) -> None:
+    """Checks the options that ``ptq`` and ``brecq`` have in common.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    for name, known in (("rounding", ROUNDINGS), ("correction", CORRECTIONS)):
+        if getattr(options, name) not in known:
+            raise ValueError(f"{name} is {getattr(options, name)!r}, not one of {', '.join(known)}")
+    if options.correction_images <= 0 or options.max_cache_gb < 0:
+        raise ValueError("correction_images must be positive, max_cache_gb not negative")
 
 
 class PTQEvaluator:
-    """Post-training quantization by nearest rounding.
+    """Post-training quantization without iterations.
 
-    Weights: per output channel, symmetric, scale by squared-error search. Activations: per tensor, unsigned where the
-    graph shows that they cannot be negative, else affine, range by squared-error search on the calibration images.
-    Batch norms are folded before. Every (layer, bits) is quantized once and kept.
+    Every layer is rounded once at every width, in closed form on float inputs (GPTQ, Frantar et al. 2022); a candidate
+    takes its layers from that bank. Then, layer by layer, mean and deviation of every channel are brought back to those
+    of the float network; held-out calibration images decide whether the corrected candidate is kept.
 
     Args:
         target: Network and data.
         options: ``fidelities.ptq`` of the study file.
         device: Where to compute.
         seed: Not used: nothing is random.
+        cache: Where artifacts are kept; by default the user's.
     """
 
     name = "ptq"
-    version = 1
+    version = 2
 
-    def __init__(self, target: Target, options: Mapping[str, Any], device: torch.device, seed: int) -> None:
+    def __init__(
+        self,
+        target: Target,
+        options: Mapping[str, Any],
+        device: torch.device,
+        seed: int,
+        cache: ArtifactCache | None = None,
+    ) -> None:
         self.options = read_options(self.options_type(), options, f"fidelities.{self.name}")
         make_exact(device)
         self.target = target.to(device)
         self.device = device
         self.seed = seed
-        self._network: QuantizedNetwork | None = None
-        self._samples: list[torch.Tensor] | None = None
-        self._weights: dict[tuple[int, int], torch.Tensor] = {}
-        self._weight_grids: dict[tuple[int, int], WeightGrid] = {}
-        self._grids: dict[tuple[int, int], ActivationGrid] = {}
+        self.cache = cache or default_cache()
+        self.engine = Engine(self.target, device, self.options.correction_images, int(self.options.max_cache_gb * 1e9))
+        self._recent: OrderedDict[BitConfig, Guarded] = OrderedDict()
 
     @classmethod
     def options_type(cls) -> type[Any]:
         """Dataclass of the options."""
         return PTQOptions
 
+    @cached_property
+    def bank(self) -> Bank:
+        """Quantized weights and activation grids."""
+        quantizer = self.target.quantizer
+        return Bank(
+            self.engine,
+            weight_scheme(quantizer),
+            activation_scheme(quantizer),
+            self.options.rounding,
+            self.cache,
+        )
+
     def settings(self) -> dict[str, Any]:
         """Conventions in force."""
-        graph = self.target.graph
+        graph, options = self.target.graph, asdict(self.options)
+        options.pop("max_cache_gb")  # never changes a result
         return {
-            "weights": "per-channel symmetric full range, MSE scale; 1 bit: mid-rise, mean magnitude",
-            "activations": "per-tensor, unsigned from the graph or affine, MSE range",
-            "rounding": "nearest",
+            **options,
+            **self.bank.settings,
             "bias": "float32",
             "batch_norm": "folded",
+            "equalized": self.target.quantizer.equalize,
             "input_image": "quantized like any tensor",
             "logits": "not quantized",
+            "16_and_32_bits": "not quantized",
+            "accumulator": "exact integers",
+            "chunk": self.engine.chunk,
             # The digest of the network does not know where quantizers stand.
-            "tensors": [[t.node, "unsigned" if t.unsigned else "affine", t.group] for t in graph.tensors],
+            "tensors": [[t.node, "unsigned" if t.unsigned else "signed", t.group] for t in graph.tensors],
             "layers": [[layer.name, layer.tensor] for layer in graph.layers],
         }
 
+    def warm_up(self) -> None:
+        """Makes everything that does not depend on the candidate: the bank, and statistics of the float network."""
+        self.bank.plan(0, 8)
+        if self.target.graph.tensors:
+            self.bank.grid(0, 8)
+        self.engine.warm_up()
+
     def evaluate(self, config: BitConfig, split: str) -> Score:
         """Scores one configuration; see :class:`qsearch.evaluate.base.Evaluator`."""
-        self.split(split)  # before anything is quantized for nothing
-        return self._score(self.weights(config), self.activation_grids(config), split)
+        self.engine.split(split)  # before anything is quantized for nothing
+        return self.engine.score(self.prepare(config).plan, split)
 
     def evaluate_float(self, split: str) -> Score:
         """Scores the float network on a split.
@@ -90,71 +154,53 @@ class PTQEvaluator:
         Raises:
             EvaluationError: There is no such split, or the logits are not finite.
         """
-        return self._score({}, {}, split)
+        return self.engine.score(Plan(), split)
 
-    def _score(self, weights: Mapping[int, torch.Tensor], grids: Mapping[int, ActivationGrid], split: str) -> Score:
-        network = self.network()
-        network.configure(weights, grids)
-        return score(network, self.split(split), self.target.batch_size, self.device)
-
-    def split(self, name: str) -> Split:
-        """A split by name.
+    def prepare(self, config: BitConfig) -> Guarded:
+        """Quantizes and corrects a configuration.
 
         Raises:
-            EvaluationError: There is none of that name.
+            EvaluationError: It does not fit the network.
         """
-        if name not in self.target.splits:
-            raise EvaluationError(f"there is no split {name!r}", nearest(name, self.target.splits))
-        return self.target.splits[name]
+        if config in self._recent:
+            self._recent.move_to_end(config)
+            return self._recent[config]
+        found = self._judge(config)
+        self._recent[config] = found
+        if len(self._recent) > _RECENT:
+            self._recent.popitem(last=False)
+        return found
 
-    def network(self) -> QuantizedNetwork:
-        """The network with its quantizers, built once."""
-        if self._network is None:
-            self._network = QuantizedNetwork(self.target.graph, self.device)
-        return self._network
+    def _judge(self, config: BitConfig) -> Guarded:
+        """Quantizes, corrects, and keeps what is best on held-out calibration images."""
+        return self.judge(self.plan(config))
 
-    def float_weight(self, layer: int) -> torch.Tensor:
-        """Folded float weight of a layer, on the device."""
-        return self.target.graph.layer_module(layer).weight.detach().to(self.device)
+    def judge(self, plan: Plan) -> Guarded:
+        """Corrects a plan as the options say, where that helps."""
+        if self.options.correction == "none":
+            return self.engine.uncorrected(plan)
+        free = self.options.correction == "mean_std" and not self.target.quantizer.weights.power_of_two
+        return self.engine.corrected(plan, deviation=free)
 
-    def weight_grid(self, layer: int, bits: int) -> WeightGrid:
-        """Grid of a layer's weights at a width, searched once."""
-        if (layer, bits) not in self._weight_grids:
-            if not 1 <= bits <= 8:
-                raise EvaluationError(
-                    f"layer {self.target.graph.layers[layer].name!r}: {bits}-bit weights are not evaluated",
-                    "widths from 1 to 8 bits are",
-                )
-            self._weight_grids[layer, bits] = search_weight_grid(self.float_weight(layer), bits)
-        return self._weight_grids[layer, bits]
+    def plan(self, config: BitConfig) -> Plan:
+        """Stitches a configuration from the bank."""
+        check_fits(self.target, config)
+        layers = {i: self.bank.plan(i, bits) for i, bits in enumerate(config.weights) if bits not in FLOAT_BITS}
+        grids = {t: self.bank.grid(t, b) for t, b in tensor_bits(self.target, config).items() if b not in FLOAT_BITS}
+        return Plan(layers, grids)
 
-    def weights(self, config: BitConfig) -> dict[int, torch.Tensor]:
-        """Quantized weights of every layer of a configuration, by layer index."""
-        if len(config.weights) != len(self.target.graph.layers):
-            raise EvaluationError(
-                f"the configuration has {len(config.weights)} layers, the network {len(self.target.graph.layers)}",
-                "was it made for this network?",
-            )
-        for layer, bits in enumerate(config.weights):
-            if (layer, bits) not in self._weights:
-                self._weights[layer, bits] = self.weight_grid(layer, bits).quantize(self.float_weight(layer))
-        return {layer: self._weights[layer, bits] for layer, bits in enumerate(config.weights)}
 
-    def activation_grid(self, tensor: int, bits: int) -> ActivationGrid:
-        """Grid of an activation tensor at a width, searched once."""
-        if (tensor, bits) not in self._grids:
-            if not 1 <= bits <= 8:
-                raise EvaluationError(f"{bits}-bit activations are not evaluated", "widths from 1 to 8 bits are")
-            if self._samples is None:
-                images = self.target.splits["calibration"].images.to(self.device)
-                self._samples = sample_activations(self.target.graph, images, self.target.batch_size)
-            unsigned = self.target.graph.tensors[tensor].unsigned
-            self._grids[tensor, bits] = search_activation_grid(self._samples[tensor], bits, unsigned)
-        return self._grids[tensor, bits]
+def check_fits(target: Target, config: BitConfig) -> None:
+    """Checks the number of layers.
 
-    def activation_grids(self, config: BitConfig) -> dict[int, ActivationGrid]:
-        """Grid of every activation tensor of a configuration, by tensor index."""
-        return {t: self.activation_grid(t, bits) for t, bits in tensor_bits(self.target, config).items()}
+    Raises:
+        EvaluationError: It is another one.
+    """
+    if len(config.weights) != len(target.graph.layers):
+        raise EvaluationError(
+            f"the configuration has {len(config.weights)} layers, the network {len(target.graph.layers)}",
+            "was it made for this network?",
+        )
 
 
 def tensor_bits(target: Target, config: BitConfig) -> dict[int, int]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qsearch.cache import cache_dir
 from qsearch.errors import SpaceError, SpecError, nearest
-from qsearch.hardware import METRICS, CostTable, build_table, layer_size_bytes, load_device
+from qsearch.hardware import METRICS, CostTable, SizeRules, build_table, layer_size_bytes, load_device
 from qsearch.space import Constraint, ConstraintSet, SearchSpace, mean_bits_table
 from qsearch.spec import StudySpec
 from qsearch.types import BIT_ALPHABET, DEVICE_METRICS, BitConfig, LayerShape
@@ -36,6 +36,7 @@ class Problem:
         objectives: Names of the objectives, all minimised.
         float_bytes: Bytes of the parameters that stay float32.
         classes: Number of classes.
+        sizes: What a layer stores beside its weights.
     """
 
     layers: tuple[LayerShape, ...]
@@ -45,10 +46,11 @@ class Problem:
     objectives: tuple[str, ...]
     float_bytes: int
     classes: int
+    sizes: SizeRules
 
     @cached_property
     def _size_table(self) -> NDArray[np.float64]:
-        return size_table(self.layers)
+        return size_table(self.layers, self.sizes)
 
     def costs(self, config: BitConfig) -> dict[str, float]:
         """Size and, for every device, latency and energy of a candidate, by metric name."""
@@ -85,9 +87,11 @@ class Problem:
         return ideal, reference
 
 
-def size_table(layers: Sequence[LayerShape]) -> NDArray[np.float64]:
+def size_table(layers: Sequence[LayerShape], sizes: SizeRules) -> NDArray[np.float64]:
     """Bytes of every layer at every (weight, activation) width, ``[L, 9, 9]``."""
-    rows = np.array([[layer_size_bytes(layer, bits) for bits in BIT_ALPHABET] for layer in layers], dtype=np.float64)
+    rows = np.array(
+        [[layer_size_bytes(layer, bits, sizes) for bits in BIT_ALPHABET] for layer in layers], dtype=np.float64
+    )
     return np.repeat(rows[:, :, None], len(BIT_ALPHABET), axis=2)
 
 
@@ -138,8 +142,10 @@ def build_problem(
         SpaceError: The devices leave a layer without choice, or the constraints cannot be met; prints what can.
     """
     layers = tuple(layers)
+    sizes = SizeRules.from_spec(spec.quantizer)
     tables = {
-        device.name: build_table(load_device(device.entry), layers, cache_dir() / "tables") for device in spec.devices
+        device.name: build_table(load_device(device.entry), layers, cache_dir() / "tables", sizes)
+        for device in spec.devices
     }
     evaluated = np.isin(BIT_ALPHABET, EVALUATED_BITS)
     supported = np.broadcast_to(evaluated[:, None] & evaluated[None, :], (len(layers), 9, 9)).copy()
@@ -154,7 +160,7 @@ def build_problem(
     def constraint(name: str, metric: str, device: str | None, bound: float) -> Constraint:
         constant = 0.0
         if metric == "size":
-            table, constant = size_table(layers), float(float_bytes)
+            table, constant = size_table(layers, sizes), float(float_bytes)
         elif metric == "mean_weight_bits":
             table = mean_bits_table(layers, "weight")
         elif metric == "mean_activation_bits":
@@ -168,4 +174,4 @@ def build_problem(
     constraints = ConstraintSet(space, [constraint(c.name, c.metric, c.device, c.max) for c in spec.constraints])
     constraints.check()
     objectives = tuple(objective.name for objective in spec.objectives)
-    return Problem(layers, space, constraints, tables, objectives, float_bytes, classes)
+    return Problem(layers, space, constraints, tables, objectives, float_bytes, classes, sizes)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
 from qsearch.errors import DataError, EvaluationError, ModelError
-from qsearch.evaluate import Evaluator, Target, build_target, evaluation_key, make_evaluator, resolve_device
-from qsearch.evaluate.ptq import PTQEvaluator
+from qsearch.evaluate import Evaluator, Target, build_target, evaluation_key, make_evaluator
+from qsearch.evaluate.measure import PhaseTimer
+from qsearch.evaluate.ptq import FLOAT_BITS
+from qsearch.evaluate.report import evaluation_report
 from qsearch.models import QuantGraph
-from qsearch.run.problem import size_table
-from qsearch.spec import DataSpec, ModelSpec, PinSpec
-from qsearch.types import BIT_ALPHABET, BitConfig, LayerShape, Score
+from qsearch.spec import DataSpec, ModelSpec, PinSpec, QuantizerSpec
+from qsearch.types import BitConfig, LayerShape
 
 
 class RecordedEvaluation(Protocol):
@@ -78,8 +78,8 @@ class Recorded(Protocol):
         """The images."""
 
     @property
-    def add_policy(self) -> str:
-        """How residual adds are quantized."""
+    def quantizer(self) -> QuantizerSpec:
+        """How the network is quantized."""
 
     @property
     def accuracy(self) -> Mapping[str, float]:
@@ -115,7 +115,7 @@ def reproduce(configuration: Recorded) -> dict[str, tuple[float, float]]:
     """
     recorded, digests = configuration.evaluation, configuration.digests
     with _threads(recorded.threads):
-        target = build_target(configuration.model, configuration.data, configuration.add_policy)
+        target = build_target(configuration.model, configuration.data, configuration.quantizer)
         config = configuration.to_bit_config(target.graph.layers)
         if target.graph.digest != digests.model:
             raise ModelError(
@@ -161,86 +161,79 @@ def _check_evaluator(evaluator: Evaluator, target: Target, config: BitConfig, co
             )
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """What :func:`measure` found.
-
-    Attributes:
-        config: The widths.
-        layers: Layer table of the network.
-        scores: Score by split.
-        float_scores: Score of the float network by split.
-        size_bytes: Stored size, bytes.
-    """
-
-    config: BitConfig
-    layers: tuple[LayerShape, ...]
-    scores: Mapping[str, Score]
-    float_scores: Mapping[str, Score]
-    size_bytes: float
-
-
 def measure(
     model: ModelSpec,
     data: DataSpec,
     choose: Callable[[QuantGraph], BitConfig],
     splits: Sequence[str],
     *,
+    quantizer: QuantizerSpec | None = None,
     fidelity: str = "ptq",
-    add_policy: str = "after_relu",
+    options: Mapping[str, Any] | None = None,
     seed: int = 0,
     threads: int = 1,
     device: str = "cpu",
-) -> Measurement:
-    """Scores any configuration of any network on any data.
+) -> dict[str, Any]:
+    """Scores any configuration of any network on any data, and reports all that decides the score.
 
     Args:
         model: The network.
         data: The images.
         choose: Gives the widths, once the network is known.
-        splits: Where to score it.
-        fidelity: How.
-        add_policy: How residual adds are quantized.
+        splits: Where to score it; at least one.
+        quantizer: How the network is quantized; the defaults of a study file when left out.
+        fidelity: Registered name of the evaluator.
+        options: Its options.
         seed: Seed of the evaluation.
         threads: torch threads.
         device: torch device.
 
+    Returns:
+        The report of :func:`qsearch.evaluate.report.evaluation_report`, JSON-ready, with ``model`` and ``data`` as in
+        a study file, the name under which the ``fidelity`` was asked for, and ``load`` and ``total`` among the
+        ``seconds``.
+
     Raises:
-        QSearchError: Network or data cannot be loaded, or the configuration does not fit.
+        QSearchError: Network or data cannot be loaded, an option is wrong, or the configuration does not fit.
     """
+    options = options or {}
+    timer = PhaseTimer()
     with _threads(threads):
-        target = build_target(model, data, add_policy)
-        graph = target.graph
-        config = choose(graph)
-        evaluator = make_evaluator(fidelity, target, {}, device, seed)
-        plain = PTQEvaluator(target, {}, resolve_device(device), seed)
-        columns = [BIT_ALPHABET.index(bits) for bits in config.weights]
-        return Measurement(
-            config=config,
-            layers=graph.layers,
-            scores={split: evaluator.evaluate(config, split) for split in splits},
-            float_scores={split: plain.evaluate_float(split) for split in splits},
-            size_bytes=float(size_table(graph.layers)[range(len(columns)), columns, 0].sum())
-            + 4 * graph.float_parameters,
-        )
+        with timer.phase("load"):
+            target = build_target(model, data, quantizer)
+            evaluator = make_evaluator(fidelity, target, options, device, seed)
+            config = choose(target.graph)
+        report = evaluation_report(evaluator, target, config, splits, options=options, seed=seed, device=device)
+    seconds = {**timer.seconds, **report["seconds"]}
+    return {
+        "model": model.model_dump(mode="json"),
+        "data": data.model_dump(mode="json"),
+        **report,
+        "fidelity": fidelity,
+        "seconds": {**seconds, "total": sum(seconds.values())},
+    }
 
 
 def uniform_config(graph: QuantGraph, weights: int, activations: int, pin: PinSpec) -> BitConfig:
     """Returns one width for all weights and one for all activations, but for the pinned layers.
 
-    A pin also holds for the layers whose input is tied to that of the pinned one.
+    A pin also holds for the layers whose input is tied to that of the pinned one. It does not quantize what is to stay
+    float.
 
     Args:
         graph: The network.
-        weights: Width of the weights, bits.
-        activations: Width of the activations, bits.
+        weights: Width of the weights, bits; 16 or 32 for float.
+        activations: Width of the activations, bits; 16 or 32 for float.
         pin: Widths of the first and last layer.
     """
     w, a = [weights] * len(graph.layers), [activations] * len(graph.layers)
     groups = [graph.tensors[layer.tensor].group for layer in graph.layers]
     for index, layer_pin in ((0, pin.first), (len(graph.layers) - 1, pin.last)):
-        if layer_pin is not None:
+        if layer_pin is None:
+            continue
+        if weights not in FLOAT_BITS:
             w[index] = layer_pin.weights
+        if activations not in FLOAT_BITS:
             a = [layer_pin.activations if group == groups[index] else b for group, b in zip(groups, a, strict=True)]
     return BitConfig(tuple(w), tuple(a))
 

@@ -108,7 +108,7 @@ def _run(
     threads = max(1, int(spec.execution.cpus_per_worker))
 
     started = time.perf_counter()
-    target = build_target(spec.model, spec.data, spec.quantizer.add_policy)
+    target = build_target(spec.model, spec.data, spec.quantizer)
     groups = {tensor.index: tensor.group for tensor in target.graph.tensors}
     problem = build_problem(spec, target.graph.layers, groups, target.graph.classes, target.graph.float_parameters)
     evaluators = make_evaluators(spec, target)

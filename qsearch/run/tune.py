@@ -23,6 +23,8 @@ from ray.tune.search import Searcher as TuneSearcher
 
 from qsearch.errors import EvaluationError, QSearchError
 from qsearch.evaluate import Target
+from qsearch.evaluate.artifacts import ArtifactExchange, set_default_exchange
+from qsearch.run.artifact_exchange import artifact_exchange
 from qsearch.run.broker_actor import BrokerActor
 from qsearch.run.executor import BrokerFactory, StatusListener
 from qsearch.run.jobs import Outcome
@@ -56,8 +58,9 @@ class EvaluationTrainable(tune.Trainable):
         broker: Any = None,
         target: Target | None = None,
         settings: WorkerSettings | None = None,
+        exchange: ArtifactExchange | None = None,
     ) -> None:
-        """Loads the target; ``broker``, ``target`` and ``settings`` come through the object store."""
+        """Loads the target; everything beside ``config`` comes through the object store."""
         if target is None or settings is None:
             raise EvaluationError("a worker was started without its target", "report this as a bug")
         self._broker = broker
@@ -65,12 +68,17 @@ class EvaluationTrainable(tune.Trainable):
         self._buffer: list[Outcome] = []
         self._sending: Any = None
         self._pushed_at = 0.0
+        set_default_exchange(exchange)
         self._worker = Worker(target, settings, on_timeout=self._report_timeout)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Takes the next lease without loading anything."""
         self._lease = str(new_config["lease"])
         return True
+
+    def cleanup(self) -> None:
+        """Leaves nothing behind in the process."""
+        set_default_exchange(None)
 
     def step(self) -> dict[str, Any]:
         """Waits for jobs, evaluates them, sends the outcomes."""
@@ -182,10 +190,20 @@ class TuneExecutor:
         cpus_per_worker: Cores of each.
         gpus_per_worker: GPUs of each.
         scratch: Directory for Tune's own files, which are thrown away.
+        share_artifacts: Offer what a worker computed to workers on other machines. Those of one machine share a
+            directory anyway.
     """
 
-    def __init__(self, workers: int, cpus_per_worker: float, gpus_per_worker: float, scratch: Path) -> None:
+    def __init__(
+        self,
+        workers: int,
+        cpus_per_worker: float,
+        gpus_per_worker: float,
+        scratch: Path,
+        share_artifacts: bool = False,
+    ) -> None:
         self.workers = workers
+        self.share_artifacts = share_artifacts
         self.scratch = scratch.absolute()
         self.resources = {"cpu": cpus_per_worker, "gpu": gpus_per_worker}
 
@@ -208,8 +226,9 @@ class TuneExecutor:
         try:
             listener(_get(broker.open.remote()))
             self._remove_others(scratch)
-            with _Listening(broker, listener) as listening:
-                self._fit(broker, target, settings, scratch)
+            sharing = artifact_exchange() if self.share_artifacts else contextlib.nullcontext()
+            with sharing as exchange, _Listening(broker, listener) as listening:
+                self._fit(broker, target, settings, exchange, scratch)
             listening.check()
             status: Status = _get(broker.status.remote())
             listener(status)
@@ -236,9 +255,18 @@ class TuneExecutor:
         fitting = cores / max(self.resources["cpu"], 1e-9)
         return None if fitting < self.workers + 1 else self.workers
 
-    def _fit(self, broker: Any, target: Target, settings: WorkerSettings, scratch: str) -> None:
+    def _fit(
+        self,
+        broker: Any,
+        target: Target,
+        settings: WorkerSettings,
+        exchange: ArtifactExchange | None,
+        scratch: str,
+    ) -> None:
         failure: list[str] = []
-        trainable = tune.with_parameters(EvaluationTrainable, broker=broker, target=target, settings=settings)
+        trainable = tune.with_parameters(
+            EvaluationTrainable, broker=broker, target=target, settings=settings, exchange=exchange
+        )
         tuner = tune.Tuner(
             tune.with_resources(trainable, self.resources),
             tune_config=tune.TuneConfig(

@@ -87,8 +87,9 @@ class Worker:
         """Evaluates one job; an exception becomes a failed outcome."""
         started = time.perf_counter()
         try:
+            evaluator = self._evaluator(job.fidelity)
             with _Watchdog(self.settings.timeout_s, lambda: self._expire(job)) if self._on_timeout else _NoWatchdog():
-                score = self._evaluator(job.fidelity).evaluate(job.config, job.split)
+                score = evaluator.evaluate(job.config, job.split)
         except Exception as error:
             return Outcome(
                 job.key,
@@ -105,9 +106,12 @@ class Worker:
     def _evaluator(self, fidelity: str) -> Evaluator:
         if fidelity not in self._evaluators:
             options = self.settings.options.get(fidelity, {})
-            self._evaluators[fidelity] = make_evaluator(
-                fidelity, self.target, options, self.settings.device, self.settings.seed
-            )
+            evaluator = make_evaluator(fidelity, self.target, options, self.settings.device, self.settings.seed)
+            # What is made once for all candidates does not count as the time of the first one.
+            warm_up = getattr(evaluator, "warm_up", None)
+            if callable(warm_up):
+                warm_up()
+            self._evaluators[fidelity] = evaluator
         return self._evaluators[fidelity]
 
     def _expire(self, job: Job) -> None:

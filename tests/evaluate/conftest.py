@@ -11,4 +11,4 @@ from qsearch.spec import DataSpec, ModelSpec
 @pytest.fixture(scope="session")
 def digits_target() -> Target:
     model, data = ModelSpec(source="qsearch:digits_resnet"), DataSpec(source="qsearch:digits")
-    return build_target(model, data, "after_relu")
+    return build_target(model, data)

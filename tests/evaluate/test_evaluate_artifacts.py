@@ -1,10 +1,7 @@
-"""Reconstructed weights are kept by content: reused, recomputed when damaged, safe under concurrent writers."""
+"""Reconstructed weights are kept by content: reused by other evaluators, recomputed when damaged."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qsearch.errors import QSearchError
 from qsearch.evaluate import Target
-from qsearch.evaluate import brecq as brecq_module
+from qsearch.evaluate import sequence as sequence_module
 from qsearch.evaluate.artifacts import ArtifactCache
 from qsearch.evaluate.brecq import BRECQEvaluator
 from qsearch.testing.evaluators import toy_target
@@ -24,20 +20,19 @@ from qsearch.types import BitConfig
 CPU = torch.device("cpu")
 OPTIONS = {"iterations": 8, "fisher_samples": 1}
 CONFIG = BitConfig((3,) * 5, (4,) * 5)
-KEY = "ab" + "0" * 62
 
 
 @pytest.fixture
 def reconstructions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the units that were really reconstructed."""
     seen: list[str] = []
-    original = brecq_module.reconstruct_unit
+    original = sequence_module.reconstruct_unit
 
-    def counted(graph: Any, unit: Any, *rest: Any) -> Any:
+    def counted(graph: Any, unit: Any, *rest: Any, **options: Any) -> Any:
         seen.append(unit.name)
-        return original(graph, unit, *rest)
+        return original(graph, unit, *rest, **options)
 
-    monkeypatch.setattr(brecq_module, "reconstruct_unit", counted)
+    monkeypatch.setattr(sequence_module, "reconstruct_unit", counted)
     return seen
 
 
@@ -156,88 +151,3 @@ def test_the_validation_split_does_not_matter(tmp_path: Path, reconstructions: l
     other = replace(target, splits={**target.splits, "validation": target.splits["test"]})
     evaluator(tmp_path, other).evaluate(CONFIG, "validation")
     assert len(reconstructions) == 3
-
-
-def test_put_and_get(tmp_path: Path) -> None:
-    cache = ArtifactCache(tmp_path)
-    assert cache.get(KEY) is None
-    tensors = {"0": torch.tensor([[1, -2]], dtype=torch.int8), "3": torch.arange(6.0).reshape(2, 3).T}
-    cache.put(KEY, tensors)
-    found = cache.get(KEY)
-    assert found is not None
-    assert sorted(found) == ["0", "3"]
-    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [f"{KEY}.safetensors"]
-
-
-def test_the_users_cache_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QSEARCH_CACHE_DIR", str(tmp_path))
-    ArtifactCache().put(KEY, {"0": torch.zeros(1)})
-    assert files(tmp_path / "artifacts")
-
-
-def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(QSearchError, match="cannot write") as error:
-        ArtifactCache(tmp_path / "file").put(KEY, {"0": torch.zeros(1)})
-    assert "QSEARCH_CACHE_DIR" in error.value.hint
-
-
-WRITER = """
-import sys, torch
-from pathlib import Path
-from qsearch.evaluate.artifacts import ArtifactCache
-cache = ArtifactCache(Path(sys.argv[1]))
-print("ready", flush=True)
-sys.stdin.readline()
-for i in range(150):
-    cache.put(sys.argv[2], {"0": torch.full((5000,), int(sys.argv[3]), dtype=torch.int8)})
-"""
-
-
-def test_concurrent_writers_are_safe(tmp_path: Path) -> None:
-    """Readers see the work of one writer or of the other, whole; nothing temporary stays."""
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path), KEY, str(value)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for value in (1, 2)
-    ]
-    for writer in writers:
-        assert writer.stdout is not None
-        assert writer.stdout.readline() == "ready\n"
-    for writer in writers:
-        assert writer.stdin is not None
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    cache, seen, path = ArtifactCache(tmp_path), set(), tmp_path / "ab" / f"{KEY}.safetensors"
-    while any(writer.poll() is None for writer in writers):
-        existed = path.exists()
-        found = cache.get(KEY)
-        if found is None:
-            assert not existed, "a file under its final name is never half written"
-        else:
-            values = found["0"].unique().tolist()
-            assert len(values) == 1
-            assert len(found["0"]) == 5000
-            seen.add(values[0])
-    assert all(writer.wait() == 0 for writer in writers)
-    assert seen <= {1, 2}
-    assert cache.get(KEY) is not None
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may remove any file")
-def test_a_damaged_file_that_cannot_be_removed_counts_as_absent(tmp_path: Path) -> None:
-    cache = ArtifactCache(tmp_path)
-    cache.put(KEY, {"0": torch.zeros(1)})
-    path = tmp_path / "ab" / f"{KEY}.safetensors"
-    path.write_bytes(b"")
-    path.parent.chmod(0o500)
-    try:
-        assert cache.get(KEY) is None
-    finally:
-        path.parent.chmod(0o700)

@@ -13,8 +13,9 @@ from qsearch.data import Split
 from qsearch.errors import DataError, EvaluationError, ModelError, PluginError, SpecError
 from qsearch.evaluate import Target, build_target, evaluation_key, make_evaluator, resolve_device
 from qsearch.evaluate.base import read_options
-from qsearch.evaluate.scoring import score
-from qsearch.spec import DataSpec, ModelSpec
+from qsearch.evaluate.scoring import score_logits
+from qsearch.models import build_graph
+from qsearch.spec import DataSpec, ModelSpec, QuantizerSpec, WeightQuantizerSpec
 from qsearch.testing.evaluators import toy_target
 from qsearch.types import BitConfig
 
@@ -66,7 +67,16 @@ def test_wrong_options(options: dict[str, object], match: str, hint: str) -> Non
         ("brecq", {"iterations": 0}, SpecError, "iterations must be positive"),
         ("brecq", {"lr": -1.0}, SpecError, "lr must be positive"),
         ("brecq", {"warm_up": 1.0}, SpecError, "warm_up and fisher_floor lie in"),
-        ("brecq", {"round_weight": -0.1}, SpecError, "round_weight is not negative"),
+        ("brecq", {"round_weight": -0.1}, SpecError, "round_weight must not be negative"),
+        ("brecq", {"activation_lr": -1e-3}, SpecError, "activation_lr must not be negative"),
+        ("brecq", {"preset": "quick"}, SpecError, "preset is 'quick', not one of bank, fast, paper"),
+        ("brecq", {"fisher": "diagonal"}, SpecError, "fisher is 'diagonal', not one of none, published, corrected"),
+        ("brecq", {"drop_prob": 0.0}, SpecError, r"drop_prob in \(0, 1\]"),
+        ("brecq", {"patience": 3}, SpecError, "give check_every, too"),
+        ("brecq", {"correction": "some"}, SpecError, "correction is 'some', not one of mean_std, mean, none"),
+        ("ptq", {"rounding": "up"}, SpecError, "rounding is 'up', not one of gptq, nearest"),
+        ("ptq", {"correction_images": 0}, SpecError, "correction_images must be positive"),
+        ("ptq", {"max_cache_gb": -1}, SpecError, "max_cache_gb not negative"),
         ("ptq", {"iterations": 3}, SpecError, "fidelities.ptq has no option 'iterations'"),
         ("brcq", {}, PluginError, "unknown evaluator 'brcq'"),
     ],
@@ -128,8 +138,6 @@ def test_where_quantizers_stand_is_part_of_the_settings() -> None:
     """The add policy moves quantizers but leaves the network's digest as it is."""
     network, x = nets.randomize(nets.Residual()), nets.images(40)
     split = Split("calibration", x, torch.zeros(40).long())
-    from qsearch.models import build_graph
-
     targets = [
         Target(build_graph(network, x[:2], policy), {"calibration": split, "validation": split}, 32)
         for policy in ("after_relu", "both_inputs")
@@ -143,15 +151,41 @@ def test_where_quantizers_stand_is_part_of_the_settings() -> None:
     assert keys[0].digest != keys[1].digest
 
 
+def test_how_weights_and_activations_are_quantized_is_part_of_the_settings() -> None:
+    config = BitConfig((3,) * 5, (8,) * 5)
+    digests, losses = set(), []
+    for weights in ({}, {"grid": "affine"}, {"power_of_two": True}, {"negative_scales": False}):
+        target = replace(toy_target(), quantizer=QuantizerSpec(weights=WeightQuantizerSpec(**weights)))
+        for options in ({}, {"correction": "mean"}, {"rounding": "nearest"}):
+            evaluator = make_evaluator("ptq", target, options)
+            digests.add(evaluation_key(evaluator, target, config, "validation", 0).digest)
+            losses.append(evaluator.evaluate(config, "validation").loss)
+    assert len(digests) == 12
+    assert len(set(losses[::3])) == 4, "every way to quantize has a result of its own"
+    assert len(set(losses)) > 6
+
+
+def test_trap_17_every_convention_is_named() -> None:
+    """An accuracy means nothing without them."""
+    target = toy_target()
+    settings = make_evaluator("ptq", target, {}).settings()
+    for name in ("input_image", "logits", "bias", "batch_norm", "16_and_32_bits", "correction", "rounding", "tensors"):
+        assert name in settings, name
+    brecq = make_evaluator("brecq", target, {"preset": "paper"}).settings()
+    assert (brecq["iterations"], brecq["lr"], brecq["round_weight"], brecq["warm_start"]) == (20_000, 1e-3, 0.01, False)
+    assert [unit[0] for unit in brecq["units"]] == [unit.name for unit in target.graph.units]
+    assert "max_cache_gb" not in settings, "what cannot change a score is no part of its key"
+
+
 # --- scoring
 
 
 def test_score_by_hand() -> None:
-    """Logits are the pixels; two of four are right."""
-    images = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0], [5.0, 5.0, 5.0], [0.0, 0.0, 9.0]]).reshape(4, 3, 1, 1)
-    split = Split("test", images, torch.tensor([0, 2, 0, 1]))
-    for batch_size in (1, 3, 4, 100):
-        found = score(lambda x: x.flatten(1), split, batch_size, CPU)
+    """Two of four are right."""
+    logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 0.0], [5.0, 5.0, 5.0], [0.0, 0.0, 9.0]])
+    split = Split("test", torch.zeros(4, 3, 1, 1), torch.tensor([0, 2, 0, 1]))
+    for size in (1, 3, 4, 100):
+        found = score_logits(iter(logits.split(size)), split)
         assert (found.correct, found.samples, found.accuracy) == (2, 4, 50.0)
         by_hand = [
             math.log(math.exp(2) + 1 + math.exp(1)) - 2,
@@ -165,14 +199,11 @@ def test_score_by_hand() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_logits_that_are_not_finite(value: float) -> None:
     split = Split("validation", torch.zeros(4, 3, 1, 1), torch.zeros(4).long())
-
-    def network(x: torch.Tensor) -> torch.Tensor:
-        logits = x.flatten(1).clone()
-        logits[-1, 1] = value
-        return logits
-
-    with pytest.raises(EvaluationError, match="NaN or infinite logits on the validation split"):
-        score(network, split, 3, CPU)
+    logits = torch.zeros(4, 3)
+    logits[-1, 1] = value
+    with pytest.raises(EvaluationError, match="NaN or infinite logits on the validation split") as error:
+        score_logits(logits.split(3), split)
+    assert error.value.hint
 
 
 def test_nan_and_infinite_activations_are_not_hidden_by_quantizing() -> None:
@@ -207,7 +238,7 @@ def grey() -> dict[str, object]:
 
 def test_build_target() -> None:
     data = DataSpec(source="test_evaluate_base:tiny", calibration=2, batch_size=3)
-    target = build_target(ModelSpec(source="nets:Residual"), data, "both_inputs")
+    target = build_target(ModelSpec(source="nets:Residual"), data, QuantizerSpec(add_policy="both_inputs"))
     assert {name: len(split) for name, split in target.splits.items()} == {"calibration": 2, "validation": 4, "test": 4}
     assert target.batch_size == 3
     assert (target.graph.classes, target.graph.input_shape) == (3, (3, 8, 8))
@@ -218,6 +249,6 @@ def test_build_target() -> None:
 
 def test_network_and_data_must_fit() -> None:
     with pytest.raises(DataError, match="the data has class 3, but the network returns 3 logits"):
-        build_target(ModelSpec(source="nets:Residual"), DataSpec(source="test_evaluate_base:wide"), "after_relu")
+        build_target(ModelSpec(source="nets:Residual"), DataSpec(source="test_evaluate_base:wide"))
     with pytest.raises(ModelError, match=r"fails on a batch of shape \(1, 1, 8, 8\)"):
-        build_target(ModelSpec(source="nets:Residual"), DataSpec(source="test_evaluate_base:grey"), "after_relu")
+        build_target(ModelSpec(source="nets:Residual"), DataSpec(source="test_evaluate_base:grey"))

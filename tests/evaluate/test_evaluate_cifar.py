@@ -20,7 +20,7 @@ from qsearch.types import BitConfig
 def target(shared_data: Path) -> Target:
     model = ModelSpec(source="factories:cifar_resnet20")
     data = DataSpec(source="factories:cifar10", calibration=128, arguments={"validation": 1000, "test": 1000})
-    return build_target(model, data, "after_relu")
+    return build_target(model, data)
 
 
 def config(weights: int, activations: int = 8) -> BitConfig:
@@ -86,7 +86,7 @@ def test_8_bits_cost_nothing_and_2_bits_need_brecq(target: Target) -> None:
 def test_published_accuracy_on_all_test_images(shared_data: Path) -> None:
     """91.73 % (published), and 8 bits stay within 0.3 points of it on all 10,000 images."""
     data = DataSpec(source="factories:cifar10", calibration=256, arguments={"validation": 5000, "test": 5000})
-    whole = build_target(ModelSpec(source="factories:cifar_resnet20"), data, "after_relu")
+    whole = build_target(ModelSpec(source="factories:cifar_resnet20"), data)
     ptq = make_evaluator("ptq", whole, {})
     exact = [ptq.evaluate_float(split) for split in ("validation", "test")]  # type: ignore[attr-defined]
     assert sum(score.correct for score in exact) == 9173
@@ -97,7 +97,7 @@ def test_published_accuracy_on_all_test_images(shared_data: Path) -> None:
 @pytest.mark.slow
 def test_brecq_with_its_defaults(shared_data: Path) -> None:
     data = DataSpec(source="factories:cifar10", calibration=256, arguments={"validation": 1000, "test": 2000})
-    target = build_target(ModelSpec(source="factories:cifar_resnet20"), data, "after_relu")
+    target = build_target(ModelSpec(source="factories:cifar_resnet20"), data)
     brecq = make_evaluator("brecq", target, {})
     assert brecq.evaluate(config(4), "test").accuracy > 90
     plain = make_evaluator("ptq", target, {}).evaluate(config(2), "test")
