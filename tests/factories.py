@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 MEAN = np.float32([0.485, 0.456, 0.406])
 STD = np.float32([0.229, 0.224, 0.225])
 
+TRAIN_IMAGES = 10_000  # of the first file; the others are optional
 TEST_IMAGES = 10_000
 
 
@@ -91,16 +92,21 @@ def _load(name: str, start: int, stop: int) -> TensorDataset:
     return TensorDataset(torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64)))
 
 
-def cifar10(calibration: int = 1024, validation: int = 5000, test: int = 5000) -> dict[str, TensorDataset]:
+def cifar10(
+    calibration: int = 1024, validation: int = 5000, test: int = 5000, offset: int = 0
+) -> dict[str, TensorDataset]:
     """Calibration from the training images; validation and test are disjoint parts of the 10,000 test images.
 
     The network has seen all training images, so its accuracy on them says nothing; hence validation is a part of the
-    test images. Every class turns up every ten images, so each part is balanced.
+    test images. Every class turns up every ten images, so each part is balanced, and so are the calibration images
+    from any ``offset`` on.
     """
+    if offset < 0 or offset + calibration > TRAIN_IMAGES:
+        raise ValueError(f"{calibration} calibration images from {offset} on, but there are {TRAIN_IMAGES}")
     if validation + test > TEST_IMAGES:
         raise ValueError(f"validation and test have {validation + test} images, but there are {TEST_IMAGES}")
     return {
-        "calibration": _load("cifar10_train_0.npz", 0, calibration),
+        "calibration": _load("cifar10_train_0.npz", offset, offset + calibration),
         "validation": _load("cifar10_test.npz", 0, validation),
         "test": _load("cifar10_test.npz", TEST_IMAGES - test, TEST_IMAGES),
     }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from inspect import cleandoc
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +13,7 @@ from qsearch.cli.devices import devices
 from qsearch.cli.evaluate import evaluate
 from qsearch.cli.export import export
 from qsearch.cli.front import front
+from qsearch.cli.inspect import inspect
 from qsearch.cli.launch import launch
 from qsearch.cli.output import INTERRUPTED, print_error
 from qsearch.cli.resume import resume
@@ -74,11 +75,11 @@ app = typer.Typer(
 
 def _help(command: Callable[..., None]) -> str:
     """The docstring of a command with every paragraph on one line, to be wrapped to the terminal's width."""
-    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    paragraphs = cleandoc(command.__doc__ or "").split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
-for _command in (launch, resume, status, front, export, evaluate, devices, version):
+for _command in (launch, resume, status, front, export, evaluate, inspect, devices, version):
     app.command(_command.__name__, help=_help(_command))(_command)
 
 

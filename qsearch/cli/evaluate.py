@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import re
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from qsearch.cli.options import AsJson
 from qsearch.cli.output import DIFFERENT, print_facts, print_json
-
-if TYPE_CHECKING:
-    from qsearch.models import QuantGraph
-    from qsearch.spec import DataSpec, ModelSpec
-    from qsearch.types import BitConfig
-
-_UNIFORM = re.compile(r"w(\d+)a(\d+)")
+from qsearch.cli.specs import read_specs
 
 
 class Split(StrEnum):
@@ -39,29 +31,54 @@ def evaluate(
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="SPEC", help="As in a study file.")] = None,
     bits: Annotated[
-        str | None, typer.Option(metavar="FILE|wXaY", help="Exported configuration, or one width for all layers.")
+        str | None,
+        typer.Option(
+            metavar="FILE|wXaY",
+            help="Exported configuration, or one width for all weights and one for all activations; 32 leaves them "
+            "float.",
+        ),
     ] = None,
     pin: Annotated[
         bool, typer.Option("--pin/--no-pin", help="With wXaY: keep the first and the last layer at 8 bits.")
     ] = True,
     fidelity: Annotated[str | None, typer.Option(help="With --model: the evaluator.", show_default="ptq")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="KEY=VALUE", help="An option of the evaluator; may be repeated."),
+    ] = None,
+    quantizer: Annotated[
+        str | None,
+        typer.Option(metavar="MAPPING", help="With --model: as in a study file, such as '{weights: {grid: affine}}'."),
+    ] = None,
     split: Annotated[
         list[Split] | None,
-        typer.Option(help="With --model: where to score; may be repeated.", show_default="validation"),
+        typer.Option(help="With --model: where to score; may be repeated.", show_default="both"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --model: seed.", show_default="0")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="With --model: cpu, cuda, cuda:N or auto.", show_default="cpu")
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --model: CPU threads; part of what a score depends on.", show_default="1"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a bit configuration.
 
     With FILE, an exported configuration is scored exactly as it was in its study; the exit code is 1 if an accuracy
-    differs from the recorded one. With --model, --data and --bits, any configuration is scored on any network.
+    differs from the recorded one. With --model, --data and --bits, any configuration is scored on any network; the
+    result has the error of every layer, time, memory and all conventions in force.
 
     Examples: [cyan]qsearch evaluate front/configs/point-0007.json[/cyan];
-    [cyan]qsearch evaluate --model qsearch:digits_resnet --data qsearch:digits --bits w4a8 --split test[/cyan]
+    [cyan]qsearch evaluate --model qsearch:digits_resnet --data qsearch:digits --bits w4a8 --fidelity brecq -o
+    preset=bank[/cyan]
     """
     others = {"--model": model, "--data": data, "--bits": bits}
     if file is not None:
-        given = [name for name, value in {**others, "--fidelity": fidelity, "--split": split}.items() if value]
+        optional: dict[str, Any] = {"--fidelity": fidelity, "--option": option or None, "--quantizer": quantizer}
+        optional |= {"--split": split or None, "--seed": seed, "--device": device, "--threads": threads}
+        given = [name for name, value in {**others, **optional}.items() if value is not None]
         if given or not pin:
             raise typer.BadParameter(
                 f"{given[0] if given else '--no-pin'} cannot be given with FILE, which says it all"
@@ -71,8 +88,21 @@ def evaluate(
     missing = [name for name, value in others.items() if value is None]
     if missing:
         raise typer.BadParameter(f"give FILE, or --model, --data and --bits ({' and '.join(missing)} missing)")
-    wanted = list(dict.fromkeys(one.value for one in split or [Split.validation]))
-    _any(str(model), str(data), str(bits), pin, fidelity or "ptq", wanted, as_json)
+    report = _measure(
+        *(str(value) for value in others.values()),
+        pin=pin,
+        fidelity=fidelity or "ptq",
+        options=option or [],
+        quantizer=quantizer,
+        splits=list(dict.fromkeys(one.value for one in split or list(Split))),
+        settings={"seed": seed or 0, "device": device or "cpu", "threads": threads or 1},
+    )
+    if as_json:
+        print_json(report)
+        return
+    from qsearch.cli.evaluation import print_report
+
+    print_report(report, str(bits))
 
 
 def _again(file: Path, as_json: bool) -> None:
@@ -111,118 +141,27 @@ def _again(file: Path, as_json: bool) -> None:
         raise typer.Exit(DIFFERENT)
 
 
-def _any(model: str, data: str, bits: str, pin: bool, fidelity: str, splits: list[str], as_json: bool) -> None:
-    model_spec, data_spec = _specs(model, data)
-    chooser = _Chooser(bits, pin)
-    from qsearch.export import engineering, significant
+def _measure(
+    model: str,
+    data: str,
+    bits: str,
+    *,
+    pin: bool,
+    fidelity: str,
+    options: list[str],
+    quantizer: str | None,
+    splits: list[str],
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Scores any configuration; everything that can be wrong on the command line is found before torch is loaded."""
+    from qsearch.cli.bits import BitsChooser
+    from qsearch.cli.quantizer_options import read_quantizer
+
+    model_spec, data_spec = read_specs(model, data)
+    quantizer_spec, values = read_quantizer(quantizer, fidelity, options)
+    chooser = BitsChooser(bits, pin)
     from qsearch.run.reproduce import measure
 
-    found = measure(model_spec, data_spec, chooser, splits, fidelity=fidelity)
-    means = found.config.mean_weight_bits(found.layers), found.config.mean_activation_bits(found.layers)
-    if as_json:
-        print_json(
-            {
-                "model": model_spec.model_dump(mode="json"),
-                "data": data_spec.model_dump(mode="json"),
-                "fidelity": fidelity,
-                "layers": [
-                    {"name": layer.name, "weight_bits": w, "activation_bits": a}
-                    for layer, w, a in zip(found.layers, found.config.weights, found.config.activations, strict=True)
-                ],
-                "mean_weight_bits": means[0],
-                "mean_activation_bits": means[1],
-                "size_bytes": found.size_bytes,
-                "scores": {split: score.to_json() for split, score in found.scores.items()},
-                "float_scores": {split: score.to_json() for split, score in found.float_scores.items()},
-            }
-        )
-        return
-    factor, unit = engineering([found.size_bytes], "B")
-    facts = {
-        "configuration": f"{bits}: mean {means[0]:.2f} bits weights, {means[1]:.2f} bits inputs, "
-        f"{significant(found.size_bytes / factor)} {unit}",
-        "scored by": fidelity,
-    }
-    for split, score in found.scores.items():
-        exact = found.float_scores[split].accuracy
-        facts[split] = f"{score.accuracy:.4f} % ({score.correct} of {score.samples}); float32 {exact:.4f} %"
-    print_facts(facts)
-
-
-def _specs(model: str, data: str) -> tuple[ModelSpec, DataSpec]:
-    """Reads the two options as a study file would."""
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    from qsearch.errors import SpecError
-    from qsearch.spec import spec_from_mapping
-
-    values: dict[str, Any] = {}
-    for name, text in (("model", model), ("data", data)):
-        try:
-            values[name] = YAML(typ="safe", pure=True).load(text) if text.lstrip().startswith("{") else text
-        except YAMLError as error:
-            raise SpecError(
-                f"--{name} {text!r} is not YAML", "write --model '{source: NAME, weights: FILE}'"
-            ) from error
-    spec = spec_from_mapping({"study": {"name": "evaluate"}, **values}, "command line")
-    return spec.model, spec.data
-
-
-class _Chooser:
-    """Gives the widths that ``--bits`` asks for, once the network is known.
-
-    Args:
-        bits: ``wXaY``, or the path of an exported configuration or of ``{"w": [...], "a": [...]}``.
-        pin: Keep the first and the last layer of ``wXaY`` at 8 bits.
-
-    Raises:
-        ExportError: Neither, or the file is wrong.
-    """
-
-    def __init__(self, bits: str, pin: bool) -> None:
-        from qsearch.errors import ExportError
-        from qsearch.export import parse_configuration
-
-        self._pin = pin
-        self._uniform = _UNIFORM.fullmatch(bits)
-        if self._uniform is not None:
-            return
-        try:
-            text = Path(bits).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ExportError(
-                f"--bits {bits!r} is neither like w4a8 nor a file that can be read",
-                "write w4a8 for 4-bit weights and 8-bit activations, or name an exported configuration",
-            ) from error
-        self._plain = _plain_bits(text)
-        self._configuration = None if self._plain is not None else parse_configuration(text, bits)
-
-    def __call__(self, graph: QuantGraph) -> BitConfig:
-        from qsearch.run.reproduce import uniform_config
-        from qsearch.spec import PinSpec
-
-        if self._uniform is not None:
-            weights, activations = map(int, self._uniform.groups())
-            pins = PinSpec() if self._pin else PinSpec(first=None, last=None)
-            return uniform_config(graph, weights, activations, pins)
-        if self._configuration is not None:
-            return self._configuration.to_bit_config(graph.layers)
-        return self._plain  # type: ignore[return-value]  # one of the three is there
-
-
-def _plain_bits(text: str) -> BitConfig | None:
-    """Reads ``{"w": [...], "a": [...]}``; None if the text is something else."""
-    from qsearch.errors import ExportError
-    from qsearch.types import BitConfig
-
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict) or set(value) != {"w", "a"}:
-        return None
-    try:
-        return BitConfig.from_json(value)
-    except (TypeError, ValueError) as error:
-        raise ExportError(f"the widths cannot be read: {error}", "give two lists of integers of one length") from error
+    return measure(
+        model_spec, data_spec, chooser, splits, quantizer=quantizer_spec, fidelity=fidelity, options=values, **settings
+    )

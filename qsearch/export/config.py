@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from qsearch.errors import ExportError, nearest
 from qsearch.run.results import Front, FrontPoint
-from qsearch.spec import DataSpec, ModelSpec
+from qsearch.spec import DataSpec, ModelSpec, QuantizerSpec
 from qsearch.types import BitConfig, LayerShape
 
 #: Name of the format without its number.
@@ -191,8 +191,8 @@ class Configuration(_Part):
     """The network, as in the study file."""
     data: DataSpec
     """The images, as in the study file."""
-    add_policy: Literal["after_relu", "both_inputs"]
-    """Where a residual sum is quantized."""
+    quantizer: QuantizerSpec
+    """How the network is quantized, as in the study file."""
     digests: Digests
     """What it was found for."""
 
@@ -290,7 +290,7 @@ def configuration_of(front: Front, point: FrontPoint) -> Configuration:
         },
         "model": spec.model.model_dump(mode="json"),
         "data": spec.data.model_dump(mode="json"),
-        "add_policy": spec.quantizer.add_policy,
+        "quantizer": spec.quantizer.model_dump(mode="json"),
         "digests": {
             "model": target["model_digest"],
             "data": dict(target["data_digest"]),
@@ -344,6 +344,10 @@ def parse_configuration(text: str, source: str = "configuration") -> Configurati
             f"{source} has the format {found!r}; this version of qsearch reads {SCHEMA!r}",
             f"install the version of qsearch that wrote it, or {again} with this one",
         )
+    if "add_policy" in value and "quantizer" not in value:
+        # Until there was more to choose, this was all of the section.
+        value["quantizer"] = {"add_policy": value.pop("add_policy")}
+        text = json.dumps(value)
     try:
         return Configuration.model_validate_json(text)
     except ValidationError as error:

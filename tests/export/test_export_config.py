@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from qsearch.errors import ExportError
 from qsearch.export import SCHEMA, configuration_of, load_configuration, parse_configuration
 from qsearch.export.schema import SCHEMA_FILE, schema_text
+from qsearch.spec import QuantizerSpec, spec_from_mapping
 from qsearch.types import BitConfig
 
 
@@ -43,7 +44,8 @@ def test_a_file_satisfies_the_shipped_schema_and_a_wrong_one_does_not() -> None:
 
 def test_every_field_is_described_in_the_schema() -> None:
     schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
-    ours = {name: part for name, part in schema["$defs"].items() if name not in ("ModelSpec", "DataSpec", "JsonValue")}
+    sections = {"ModelSpec", "DataSpec", "JsonValue", "QuantizerSpec", "WeightQuantizerSpec", "ActivationQuantizerSpec"}
+    ours = {name: part for name, part in schema["$defs"].items() if name not in sections}
     for name, part in {**ours, "Configuration": schema}.items():
         for field, description in part["properties"].items():
             assert description.get("description"), f"{name}.{field}"
@@ -70,6 +72,33 @@ def test_content() -> None:
     assert value["digests"]["quantizer"] == "q-brecq"
     assert value["model"]["arguments"] == {"width": 8}
     assert value["data"]["validation"] == 100
+
+
+def test_the_whole_quantizer_is_recorded() -> None:
+    front = make_front()
+    section = {"add_policy": "both_inputs", "units": ["layer1.*"], "weights": {"grid": "affine"}, "equalize": True}
+    spec = spec_from_mapping({**front.spec.resolved(), "quantizer": section})
+    configuration = configuration_of(replace(front, spec=spec), front.points[0])
+    assert configuration.quantizer == spec.quantizer
+    assert parse_configuration(configuration.to_text()).quantizer == spec.quantizer
+    written = json.loads(configuration.to_text())["quantizer"]
+    assert written["weights"]["grid"] == "affine"
+    assert written["activations"]["range"] == "mse"  # defaults, too
+
+
+@pytest.mark.parametrize("add_policy", ["after_relu", "both_inputs"])
+def test_a_file_from_when_the_add_policy_was_all(add_policy: str) -> None:
+    value = exported()
+    del value["quantizer"]
+    configuration = parse({**value, "add_policy": add_policy})
+    assert configuration.quantizer == QuantizerSpec(add_policy=add_policy)
+    assert configuration.point == value["point"]
+    with pytest.raises(ExportError, match=r"quantizer\.add_policy is \"nowhere\""):
+        parse({**value, "add_policy": "nowhere"})
+    with pytest.raises(ExportError, match="quantizer is missing"):
+        parse(value)
+    with pytest.raises(ExportError, match="add_policy is not a field"):
+        parse({**exported(), "add_policy": add_policy})
 
 
 def test_a_tensor_has_the_width_of_its_tie_group() -> None:
@@ -147,6 +176,8 @@ def test_another_version_of_the_format() -> None:
         (("typo",), 1, "typo is not a field"),
         (("model", "source"), "nowhere", r"model\.source is \"nowhere\""),
         (("metrics", "edge", "batch"), 0, r"metrics\.edge\.batch is 0"),
+        (("quantizer", "weights", "grid"), "afine", r"quantizer\.weights\.grid is \"afine\""),
+        (("quantizer", "typo"), 1, r"quantizer\.typo is not a field"),
     ],
 )
 def test_damaged_fields_are_named(path: tuple[str | int, ...], value: Any, message: str) -> None:
