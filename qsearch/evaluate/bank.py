@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -18,6 +19,9 @@ from qsearch.quant.hessian import Hessians
 from qsearch.quant.program import LayerPlan
 from qsearch.quant.schemes import ActivationScheme, WeightScheme
 from qsearch.types import digest
+
+#: Bound of the weights, unpacked, that candidates share.
+PLAN_BYTES = 1 << 30
 
 #: Raised whenever what is in a bank changes.
 BANK_VERSION = 1
@@ -48,8 +52,8 @@ class Bank:
         self._activation_scheme = activations
         self._rounding = rounding
         self._cache = cache
-        self._weights: dict[tuple[int, int], QuantizedWeight] = {}
-        self._plans: dict[tuple[int, int], LayerPlan] = {}
+        self._plans: OrderedDict[tuple[int, int], LayerPlan] = OrderedDict()
+        self._plan_bytes = 0
         self._grids: dict[tuple[int, int], ActivationGrid] | None = None
 
     @property
@@ -91,19 +95,26 @@ class Bank:
                 f"layer {self._graph.layers[layer].name!r}: {bits}-bit weights are not evaluated",
                 "widths from 1 to 8 bits are",
             )
-        if (layer, bits) not in self._weights:
-            tensors = self._artifact(f"layer {layer}")
-            self._weights[layer, bits] = unpack(tensors, str(bits), self._engine.device)
-        return self._weights[layer, bits]
+        return unpack(self._artifact(f"layer {layer}"), str(bits), self._engine.device)
 
     def plan(self, layer: int, bits: int) -> LayerPlan:
         """How a layer computes at a width; shared by all candidates."""
-        if (layer, bits) not in self._plans:
+        if (layer, bits) in self._plans:
+            self._plans.move_to_end((layer, bits))
+        else:
             module = self._graph.layer_module(layer)
             bias = None if module.bias is None else module.bias.detach()
             plan = self.weight(layer, bits).plan(bias)
             self._plans[layer, bits] = LayerPlan(plan.weight, plan.multiplier, bias, f"bank {bits}")
+            self._plan_bytes += plan.weight.nbytes
+            self._make_room()
         return self._plans[layer, bits]
+
+    def _make_room(self) -> None:
+        """Drops the plans not used for longest; candidates at work hold on to theirs."""
+        while self._plan_bytes > PLAN_BYTES and len(self._plans) > 1:
+            _, gone = self._plans.popitem(last=False)
+            self._plan_bytes -= gone.weight.nbytes
 
     def grid(self, tensor: int, bits: int) -> ActivationGrid:
         """Grid of an activation tensor at a width.

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-
 #: What was found out about a node, and is not found out again on arrival.
 _META = ("shape", "order")
 

@@ -252,3 +252,21 @@ def test_network_and_data_must_fit() -> None:
         build_target(ModelSpec(source="nets:Residual"), DataSpec(source="test_evaluate_base:wide"))
     with pytest.raises(ModelError, match=r"fails on a batch of shape \(1, 1, 8, 8\)"):
         build_target(ModelSpec(source="nets:Residual"), DataSpec(source="test_evaluate_base:grey"))
+
+
+def seeded_residual() -> torch.nn.Module:
+    return nets.randomize(nets.Residual())
+
+
+def test_an_equalized_network_is_evaluated_like_any_other() -> None:
+    model, data = ModelSpec(source="test_evaluate_base:seeded_residual"), DataSpec(source="test_evaluate_base:tiny")
+    plain, equalized = (
+        make_evaluator("ptq", build_target(model, data, QuantizerSpec(equalize=equalize)), {})
+        for equalize in (False, True)
+    )
+    exact = [e.evaluate_float("calibration").loss for e in (plain, equalized)]  # type: ignore[attr-defined]
+    assert exact[1] == pytest.approx(exact[0], rel=1e-4)
+    config = BitConfig((8,) * 7, (8,) * 7)
+    assert equalized.evaluate(config, "calibration").loss == pytest.approx(exact[0], rel=0.1)
+    assert plain.settings()["equalized"] is False
+    assert equalized.settings()["equalized"] is True

@@ -10,7 +10,10 @@ import torch
 
 from qsearch.data import load_datasets
 from qsearch.errors import DataError, ModelError
-from qsearch.evaluate import Target, build_target, make_evaluator
+from qsearch.evaluate import Target, build_target
+from qsearch.evaluate.artifacts import ArtifactCache
+from qsearch.evaluate.brecq import BRECQEvaluator
+from qsearch.evaluate.ptq import PTQEvaluator
 from qsearch.models import load_network
 from qsearch.spec import DataSpec, ModelSpec
 from qsearch.types import BitConfig
@@ -70,16 +73,15 @@ def test_data(shared_data: Path) -> None:
         load_datasets("factories:cifar10", {"validation": 5001, "test": 5000})
 
 
-def test_8_bits_cost_nothing_and_2_bits_need_brecq(target: Target) -> None:
-    ptq = make_evaluator("ptq", target, {})
-    exact = ptq.evaluate_float("test")  # type: ignore[attr-defined]
+def test_8_bits_cost_nothing_and_2_bits_little(target: Target) -> None:
+    """ptq on 128 calibration images; 32 bits of activations are float."""
+    ptq = PTQEvaluator(target, {}, torch.device("cpu"), 0)
+    exact = ptq.evaluate_float("test")
     assert exact.accuracy == pytest.approx(91.7, abs=1.5)
     # On 1,000 images a handful of borderline ones is half a point; the slow test below looks at all of them.
     assert abs(ptq.evaluate(config(8), "test").correct - exact.correct) <= 8
-    middle = BitConfig(tuple(2 if 7 <= i < 13 else 8 for i in range(20)), (8,) * 20)
-    plain = ptq.evaluate(middle, "test")
-    brecq = make_evaluator("brecq", target, {"iterations": 50, "fisher_samples": 1}).evaluate(middle, "test")
-    assert brecq.accuracy > plain.accuracy + 20
+    assert ptq.evaluate(config(2, 32), "test").accuracy > 85
+    assert ptq.evaluate(config(3, 8), "test").accuracy > exact.accuracy - 2.5
 
 
 @pytest.mark.slow
@@ -87,22 +89,31 @@ def test_published_accuracy_on_all_test_images(shared_data: Path) -> None:
     """91.73 % (published), and 8 bits stay within 0.3 points of it on all 10,000 images."""
     data = DataSpec(source="factories:cifar10", calibration=256, arguments={"validation": 5000, "test": 5000})
     whole = build_target(ModelSpec(source="factories:cifar_resnet20"), data)
-    ptq = make_evaluator("ptq", whole, {})
-    exact = [ptq.evaluate_float(split) for split in ("validation", "test")]  # type: ignore[attr-defined]
+    ptq = PTQEvaluator(whole, {}, torch.device("cpu"), 0)
+    exact = [ptq.evaluate_float(split) for split in ("validation", "test")]
     assert sum(score.correct for score in exact) == 9173
     quantized = [ptq.evaluate(config(8), split) for split in ("validation", "test")]
     assert abs(sum(score.correct for score in quantized) - 9173) <= 30
 
 
 @pytest.mark.slow
-def test_brecq_with_its_defaults(shared_data: Path) -> None:
-    data = DataSpec(source="factories:cifar10", calibration=256, arguments={"validation": 1000, "test": 2000})
+@pytest.mark.timeout(900)
+def test_every_tier_at_few_bits(shared_data: Path, tmp_path: Path) -> None:
+    """1,024 calibration images, as published; all 10,000 test images have a standard error of 0.3 points."""
+    data = DataSpec(source="factories:cifar10", calibration=1024, arguments={"validation": 5000, "test": 5000})
     target = build_target(ModelSpec(source="factories:cifar_resnet20"), data)
-    brecq = make_evaluator("brecq", target, {})
-    assert brecq.evaluate(config(4), "test").accuracy > 90
-    plain = make_evaluator("ptq", target, {}).evaluate(config(2), "test")
-    assert plain.accuracy < 15
-    assert brecq.evaluate(config(2), "test").accuracy > 65
+    cache = ArtifactCache(tmp_path)
+
+    def accuracy(evaluator: PTQEvaluator, chosen: BitConfig) -> float:
+        return sum(evaluator.evaluate(chosen, split).accuracy for split in ("validation", "test")) / 2
+
+    ptq = PTQEvaluator(target, {}, torch.device("cpu"), 0, cache)
+    assert accuracy(ptq, config(3, 32)) > 90.5
+    assert accuracy(ptq, config(2, 32)) > 88.0
+    for preset in ("bank", "fast"):
+        brecq = BRECQEvaluator(target, {"preset": preset}, torch.device("cpu"), 0, cache)
+        assert accuracy(brecq, config(2, 32)) > 88.8
+        assert brecq.prepare(config(2, 32)).error < ptq.prepare(config(2, 32)).error
 
 
 def test_absent_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

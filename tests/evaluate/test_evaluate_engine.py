@@ -84,7 +84,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     return {name: Pair(name, tmp_path_factory.mktemp(name)) for name in ("residual", "split")}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     name=st.sampled_from(["residual", "split"]),
     moves=st.lists(

@@ -105,7 +105,7 @@ def test_a_linear_layer_by_hand(tokens: tuple[int, ...]) -> None:
 
 @torch.no_grad()
 def test_the_quadratic_form_is_the_squared_output_error() -> None:
-    """What the Hessian is for: ``d H d / 2`` is the mean squared change of the output that a change d of a row makes."""
+    """What the Hessian is for: ``d H d / 2`` is the mean squared change of the output when a row changes by d."""
     graph, x = one_layer(nn.Conv2d(4, 6, 3, padding=1, groups=2)), nets.images(5, 4, 6)
     conv = graph.layer_module(0)
     assert isinstance(conv, nn.Conv2d)

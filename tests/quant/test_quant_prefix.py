@@ -68,9 +68,8 @@ def test_codes_are_kept_exactly(bits: int, zero: int, symmetric: bool, seed: int
     codes = torch.randint(ends[0], ends[1] + 1, (50,), generator=torch.Generator().manual_seed(seed)).float()
     codes[:2] = torch.tensor([float(end) for end in ends])
     small = shrink(Value(codes, grid.scale), *ends)
-    assert small.data.itemsize == (
-        2 if not (0 <= ends[0] and ends[1] <= 255 or -128 <= ends[0] and ends[1] <= 127) else 1
-    )
+    one_byte = any(first <= ends[0] and ends[1] <= first + 255 for first in (0, -128))
+    assert small.data.itemsize == (1 if one_byte else 2)
     assert small.data.dtype == code_type(*ends)
     again = expand(small)
     assert again.data.dtype == torch.float32
