@@ -176,7 +176,8 @@ def search_weight_grid(
 
 def may_be_negative(scheme: WeightScheme, bits: int) -> bool:
     """Whether every row may choose the sign of its scale."""
-    return scheme.negative_scales and scheme.grid == "symmetric" and scheme.granularity != "tensor" and bits > 1
+    free = not scheme.power_of_two and scheme.granularity != "tensor"  # a shift has no sign, a tensor has one for all
+    return scheme.negative_scales and scheme.grid == "symmetric" and free and bits > 1
 
 
 def orientations(

@@ -153,7 +153,12 @@ def test_the_guard(target: Target) -> None:
     }
     assert found.error <= found.uncorrected
     plain = report_of(target, bits(2, 8), correction="none")["guard"]
-    assert plain == {"logit_error": found.uncorrected, "uncorrected": found.uncorrected, "kept": False}
+    assert plain == {
+        "logit_error": found.uncorrected,
+        "uncorrected": found.uncorrected,
+        "kept": False,
+        "weights": "stitched",
+    }
 
 
 def test_calibration_positions(target: Target) -> None:

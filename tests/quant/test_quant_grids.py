@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -90,10 +91,11 @@ def test_scales_belong_to_what_shares_them() -> None:
     tensor = search_weight_grid(weight, 4, WeightScheme(granularity="tensor"))
     assert tensor.scale.shape == (3, 1)
     assert len(tensor.scale.unique()) == 1
-    group = search_weight_grid(weight, 4, WeightScheme(granularity="group", group_size=16))
+    one_way = WeightScheme(negative_scales=False)
+    group = search_weight_grid(weight, 4, replace(one_way, granularity="group", group_size=16))
     assert group.scale.shape == (3, 4)  # 50 inputs: 16, 16, 16 and 2
     assert group.group_size == 16
-    alone = search_weight_grid(weight.flatten(1)[:, 48:], 4)
+    alone = search_weight_grid(weight.flatten(1)[:, 48:], 4, one_way)
     assert torch.equal(group.scale[:, 3], alone.scale[:, 0])
     assert group.columns(50)[0].shape == (3, 50)
     errors = [row_errors(g, weight).sum() for g in (group, channel, tensor)]
@@ -285,7 +287,7 @@ def test_min_max_clips_nothing() -> None:
             grid = search_weight_grid(weight, bits, WeightScheme(grid=name, range="min_max"))
             # An affine zero point is rounded, which moves both ends by at most half a step.
             limit = 1.0 if name == "affine" else 0.5
-            assert ((grid.quantize(weight) - weight).abs() <= limit * grid.scale * (1 + 1e-5)).all()
+            assert ((grid.quantize(weight) - weight).abs() <= limit * grid.scale.abs() * (1 + 1e-5)).all()
     assert search_weight_grid(torch.tensor([[-1.0, 0.2]]), 2, WeightScheme(range="min_max")).scale.item() == 0.5
 
 
@@ -308,7 +310,7 @@ def test_trap_13_zero_and_constant_channels_have_a_scale() -> None:
 def test_trap_14_scales_are_found_anew_for_every_width() -> None:
     """The best step falls by less than half for a bit more; a step carried over from another width is worse."""
     weight = noise(16, 200)
-    grids = {bits: search_weight_grid(weight, bits) for bits in range(2, 9)}
+    grids = {bits: search_weight_grid(weight, bits, WeightScheme(negative_scales=False)) for bits in range(2, 9)}
     for few, many in pairwise(range(2, 9)):
         ratio = grids[few].scale / grids[many].scale
         # Half would keep the clipping threshold where it is; at many bits nothing is clipped any more.
@@ -340,8 +342,9 @@ def test_trap_12_weights_beyond_the_grid_are_clamped_with_the_zero_point() -> No
     for name in GRIDS:
         grid = search_weight_grid(weight, 3, WeightScheme(grid=name, norm=1.0))
         codes = grid.encode(weight)
-        assert (codes[:, -2] == grid.high).all()
-        assert (codes[:, -1] == grid.low).all()
+        mirrored = grid.scale[:, 0] < 0
+        assert torch.equal(codes[:, -2], torch.where(mirrored, grid.low, grid.high).float())
+        assert torch.equal(codes[:, -1], torch.where(mirrored, grid.high, grid.low).float())
         assert grid.quantize(weight).abs().max() < 25
         # Every code of the grid is a fixed point, at its ends too, so a floor never falls off it.
         every = torch.arange(grid.low, grid.high + 1.0).repeat(4, 1)
@@ -549,3 +552,18 @@ def test_batches_are_what_the_moving_average_moves_over() -> None:
     whole = search_activation_grid(torch.cat([first, second]), 8, False, scheme)
     assert whole == search_activation_grid(torch.cat([first, second]), 8, False, ActivationScheme(range="min_max"))
     assert whole.scale == pytest.approx(9 / 255)
+
+
+def test_rows_choose_the_sign_of_their_scale() -> None:
+    """At few bits the one code that two's complement has more below zero matters; every row puts it where it helps."""
+    weight = noise(64, 30)
+    either, positive = (search_weight_grid(weight, 2, WeightScheme(negative_scales=free)) for free in (True, False))
+    assert (positive.scale > 0).all()
+    assert 10 < int((either.scale < 0).sum()) < 54
+    same = either.scale == positive.scale
+    assert (row_errors(either, weight) < row_errors(positive, weight))[~same[:, 0]].all()
+    mirrored = search_weight_grid(-weight, 2)
+    torch.testing.assert_close(mirrored.quantize(-weight), -either.quantize(weight))
+    for scheme in (WeightScheme(granularity="tensor"), WeightScheme(power_of_two=True), WeightScheme(grid="narrow")):
+        assert (search_weight_grid(weight, 2, scheme).scale > 0).all()
+    assert (search_weight_grid(weight, 1).scale > 0).all()
