@@ -50,8 +50,8 @@ def test_without_devices_error_and_size_remain() -> None:
 
 def test_the_shipped_study_says_what_it_is_meant_to() -> None:
     spec = load_spec(Path(__file__).parents[2] / "studies" / "digits.yaml")
-    assert spec.space.weights == (2, 3, 4, 6, 8)
-    assert spec.space.activations == (2, 4, 8)
+    assert spec.space.weights == (1, 2, 3, 4, 8)
+    assert spec.space.activations == (1, 2, 3, 4, 8)
     assert [d.entry for d in spec.devices] == ["systolic_vta", "bismo_edge"]
     assert [o.name for o in spec.objectives] == ["error", "latency@bismo_edge", "energy@systolic_vta", "size"]
     assert spec.searcher.name == "genetic"
