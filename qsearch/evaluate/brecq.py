@@ -165,7 +165,11 @@ class BRECQEvaluator(PTQEvaluator):
 
     def _judge(self, config: BitConfig) -> Guarded:
         """The reconstructed network, or the stitched one where held-out calibration images prefer it."""
-        learned, stitched = super()._judge(config), self.judge(super().plan(config))
+        plan, bank = self.plan(config), super().plan(config)
+        stitched = self.judge(bank)
+        if all(plan.layers[i] is layer for i, layer in bank.layers.items()):  # there was nothing to be learned
+            return stitched
+        learned = self.judge(plan)
         return replace(learned, weights="reconstructed") if learned.error <= stitched.error else stitched
 
     def plan(self, config: BitConfig) -> Plan:
