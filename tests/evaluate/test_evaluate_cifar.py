@@ -85,6 +85,7 @@ def test_8_bits_cost_nothing_and_2_bits_little(target: Target) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_published_accuracy_on_all_test_images(shared_data: Path) -> None:
     """91.73 % (published), and 8 bits stay within 0.3 points of it on all 10,000 images."""
     data = DataSpec(source="factories:cifar10", calibration=256, arguments={"validation": 5000, "test": 5000})
@@ -97,6 +98,7 @@ def test_published_accuracy_on_all_test_images(shared_data: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.timeout(900)
 def test_every_tier_at_few_bits(shared_data: Path, tmp_path: Path) -> None:
     """1,024 calibration images, as published; all 10,000 test images have a standard error of 0.3 points."""

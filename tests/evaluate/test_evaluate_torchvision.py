@@ -50,6 +50,7 @@ def uniform(target: Target, weights: int, activations: int) -> BitConfig:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_tier(target: Target) -> None:
     fine, coarse = uniform(target, 8, 8), uniform(target, 4, 6)
     for tier, (fidelity, options) in TIERS.items():
