@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -102,10 +102,8 @@ class Bank:
         if (layer, bits) in self._plans:
             self._plans.move_to_end((layer, bits))
         else:
-            module = self._graph.layer_module(layer)
-            bias = None if module.bias is None else module.bias.detach()
-            plan = self.weight(layer, bits).plan(bias)
-            self._plans[layer, bits] = LayerPlan(plan.weight, plan.multiplier, bias, f"bank {bits}")
+            plan = self.weight(layer, bits).plan(self._engine.program.float_layer(layer).bias)
+            self._plans[layer, bits] = replace(plan, token=f"bank {bits}")
             self._plan_bytes += plan.weight.nbytes
             self._make_room()
         return self._plans[layer, bits]

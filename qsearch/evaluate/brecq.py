@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
-import torch
-
-from qsearch.evaluate.artifacts import ArtifactCache
 from qsearch.evaluate.engine import Guarded
 from qsearch.evaluate.ptq import FLOAT_BITS, PTQEvaluator, check_common, check_fits, tensor_bits
 from qsearch.evaluate.sequence import Sequence, with_learned
-from qsearch.evaluate.target import Target
 from qsearch.quant.program import Plan
 from qsearch.quant.reconstruct import PRECISIONS, Schedule
 from qsearch.types import BitConfig
@@ -137,16 +134,9 @@ class BRECQEvaluator(PTQEvaluator):
     name = "brecq"
     version = 2
 
-    def __init__(
-        self,
-        target: Target,
-        options: Mapping[str, Any],
-        device: torch.device,
-        seed: int,
-        cache: ArtifactCache | None = None,
-    ) -> None:
-        super().__init__(target, options, device, seed, cache)
-        self._sequence = Sequence(self.engine, self.bank, self.cache, self.options, seed, self.settings, self.version)
+    @cached_property
+    def _sequence(self) -> Sequence:
+        return Sequence(self.engine, self.bank, self.cache, self.options, self.seed, self.settings, self.version)
 
     @classmethod
     def options_type(cls) -> type[Any]:
@@ -178,4 +168,4 @@ class BRECQEvaluator(PTQEvaluator):
         stitched = super().plan(config)
         bits_of = {t: b for t, b in tensor_bits(self.target, config).items() if b not in FLOAT_BITS}
         learned = self._sequence.learn(config, bits_of, stitched)
-        return with_learned(stitched, learned, self.target)
+        return with_learned(stitched, learned, self.engine.program)

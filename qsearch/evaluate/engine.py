@@ -142,7 +142,7 @@ class Engine:
         for index, cut in enumerate(self._cuts):
             low, high = self._code_range(plan, cut)
             width = code_type(low, high).itemsize
-            shape = next(n for n in self.target.graph.module.graph.nodes if n.name == cut).meta["shape"]
+            shape = self.program.steps[self.program.position[cut]].node.meta["shape"]
             size = images * width * torch.Size(shape[1:]).numel()
             if keys[index] is not None and size <= room:
                 chosen.append(index)

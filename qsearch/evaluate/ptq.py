@@ -179,8 +179,12 @@ class PTQEvaluator:
         """Corrects a plan as the options say, where that helps."""
         if self.options.correction == "none":
             return self.engine.uncorrected(plan)
-        free = self.options.correction == "mean_std" and not self.target.quantizer.weights.power_of_two
-        return self.engine.corrected(plan, deviation=free)
+        return self.engine.corrected(plan, deviation=self.corrects_deviation)
+
+    @property
+    def corrects_deviation(self) -> bool:
+        """Whether a correction changes scales, too: powers of two must stay what they are."""
+        return self.options.correction == "mean_std" and not self.target.quantizer.weights.power_of_two
 
     def plan(self, config: BitConfig) -> Plan:
         """Stitches a configuration from the bank."""

@@ -164,7 +164,7 @@ class _Probe:
         program, options = self._program, self._evaluator.options
         hook = None
         if (plan.layers or plan.grids) and options.correction != "none":
-            deviation = options.correction == "mean_std" and not self._evaluator.target.quantizer.weights.power_of_two
+            deviation = self._evaluator.corrects_deviation
             hook = Correction(program, plan, self._engine.moments, deviation, len(states))
         program.advance(states, plan, first, len(program.steps), hook)
         return torch.cat([program.result(state) for state in states])

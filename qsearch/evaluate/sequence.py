@@ -15,14 +15,13 @@ from qsearch.evaluate.bank import Bank
 from qsearch.evaluate.engine import Engine
 from qsearch.evaluate.frontier import Frontier, NodeStream
 from qsearch.evaluate.streams import StreamStore
-from qsearch.evaluate.target import Target
 from qsearch.models import Unit
 from qsearch.quant.bank import QuantizedWeight, unpack
 from qsearch.quant.codebook import CodebookGrid
 from qsearch.quant.fisher import fisher_weights, published_weights
 from qsearch.quant.grids import ActivationGrid, WeightGrid
 from qsearch.quant.network import extract_unit, quantizer_name
-from qsearch.quant.program import LayerPlan, Plan
+from qsearch.quant.program import LayerPlan, Plan, Program
 from qsearch.quant.reconstruct import Stream, reconstruct_unit
 from qsearch.types import BitConfig, digest
 
@@ -194,7 +193,7 @@ class _Run:
             if first > last:
                 break
             if task.key in wanted:
-                known = with_learned(self._stitched, done, self._s._engine.target)
+                known = with_learned(self._stitched, done, self._s._engine.program)
                 grids = {t: grid for t, grid in known.grids.items() if t not in open_tensors}
                 self._float.advance(Plan(), first)
                 if self._quantized is not self._float:
@@ -294,14 +293,12 @@ class _Run:
         return NodeStream(self._store, "importance", len(weights), None, is_map=False)
 
 
-def with_learned(plan: Plan, learned: Mapping[str, Learned], target: Target) -> Plan:
+def with_learned(plan: Plan, learned: Mapping[str, Learned], program: Program) -> Plan:
     """A plan with the learned weights and activation grids in place of the bank's."""
     layers: dict[int, LayerPlan] = dict(plan.layers)
     grids = dict(plan.grids)
     for key, found in learned.items():
         for layer, weight in found.weights.items():
-            module = target.graph.layer_module(layer)
-            bias = None if module.bias is None else module.bias.detach()
-            layers[layer] = replace(weight.plan(bias), token=key)
+            layers[layer] = replace(weight.plan(program.float_layer(layer).bias), token=key)
         grids.update(found.grids)
     return Plan(layers, grids)

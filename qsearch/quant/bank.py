@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from qsearch.quant.codebook import CodebookGrid, search_codebook
+from qsearch.quant.codebook import CodebookGrid, search_codebook, search_grid
 from qsearch.quant.gptq import (
     POLISHED_UP_TO_BITS,
     REFITS,
@@ -90,7 +90,7 @@ def nearest(weight: torch.Tensor, bits: int, scheme: WeightScheme) -> QuantizedW
         bits: Width, 1..8.
         scheme: How.
     """
-    grid = search_codebook(weight, bits) if scheme.grid == "codebook" else search_weight_grid(weight, bits, scheme)
+    grid = search_grid(weight, bits, scheme)
     return QuantizedWeight(grid.encode(weight), grid)
 
 
